@@ -1,0 +1,96 @@
+"""What `max_peak` and `max_leak` cost a training loop of a small Llama. Prints ratios from one run.
+
+    python benchmarks/training_loop.py [--device cuda] [--steps 60] [--rounds 9]
+
+The same loop alternates between measured and not measured in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pytest_memleak.cards.card import choose
+from pytest_memleak.marks import max_leak, max_peak
+from pytest_memleak.measurement import Measurement
+from pytest_memleak.plan import Plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    loop = _loop(options.device, options.steps)
+    plans = {
+        "max_peak": Plan(peak=max_peak("100G")("benchmark")),  # type: ignore[arg-type]
+        "max_peak and max_leak": Plan(
+            peak=max_peak("100G")("benchmark"),  # type: ignore[arg-type]
+            leak=max_leak("1G")("benchmark"),  # type: ignore[arg-type]
+        ),
+    }
+    print(f"torch {torch.__version__}, {options.device}, {options.steps} steps a round, {options.rounds} rounds")
+    for name, plan in plans.items():
+        ratios = []
+        loop()
+        for turn in range(options.rounds):
+            # Which of the two comes first alternates as well.
+            sides = [lambda: _time(loop), lambda plan=plan: _time(lambda: _measured(plan, loop, options.device))]
+            taken = [side() for side in (sides if turn % 2 else reversed(sides))]
+            plain, measured = taken if turn % 2 else reversed(taken)
+            ratios.append(measured / plain)
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(
+            f"{name}: x{statistics.median(ratios):.3f} of the loop without (median; {spread}), windows opened and closed included"
+        )
+
+
+def _loop(device: str, steps: int) -> Callable[[], None]:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=4000,
+    )
+    model = LlamaForCausalLM(config).to(device)
+    tokens = torch.randint(0, 4000, (2, 128), device=device)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def loop() -> None:
+        for _ in range(steps):
+            model(tokens, labels=tokens, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return loop
+
+
+def _measured(plan: Plan, loop: Callable[[], None], device: str) -> None:
+    measurement = Measurement(plan, choose("cpu" if device == "cpu" else "auto"))
+    measurement.begin()
+    measurement.body_begins()
+    loop()
+    measurement.body_ended()
+    measurement.run_ended()
+    measurement.close()
+
+
+def _time(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The card a test runs on: a real accelerator, or the CPU standing in for one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.cards.probe import accelerator_seen
+from pytest_memleak.errors import Unavailable
+from pytest_memleak.meters import shared
+from pytest_memleak.meters.gauge import SharedGauge
+from pytest_memleak.plan import Cap
+from pytest_memleak.records.record import CardInfo
+
+
+class Card(Protocol):
+    backend: str
+    device: str
+    """Where a test puts its tensors: ``cuda:0``, ``cpu``."""
+    total: int
+    """Bytes, without a cap."""
+
+    def gauges(self) -> list[SharedGauge]:
+        """The gauges of its devices."""
+
+    def driver_gauges(self) -> list[SharedGauge]:
+        """What its driver sees of each device, if there is one."""
+
+    def capped(self, cap: Cap) -> contextlib.AbstractContextManager[None]:
+        """The card is that big until the end."""
+
+    def info(self, cap: Cap | None) -> CardInfo:
+        """What reports say of it."""
+
+
+class RealCard:
+    """The accelerator that torch found, with all of its visible devices."""
+
+    backend = "real"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.device = f"{kind}:0"
+        self.count = torch.accelerator.device_count()
+
+    @property
+    def total(self) -> int:
+        return int(torch.get_device_module(self.kind).get_device_properties(0).total_memory)
+
+    def gauges(self) -> list[SharedGauge]:
+        return [shared.accelerator(self.kind, index) for index in range(self.count)]
+
+    def driver_gauges(self) -> list[SharedGauge]:
+        return [shared.driver(index) for index in range(self.count)] if self.kind == "cuda" else []
+
+    def capped(self, cap: Cap) -> contextlib.AbstractContextManager[None]:
+        if self.kind != "cuda":
+            raise Unavailable(f"{cap.source}: caps hold on CUDA and ROCm only so far, and this card is {self.kind}")
+        from pytest_memleak.cards.capping import capped
+
+        return capped(cap, range(self.count))
+
+    def info(self, cap: Cap | None) -> CardInfo:
+        return CardInfo(
+            backend=self.backend,
+            name=str(torch.get_device_module(self.kind).get_device_name(0)),
+            devices=tuple(f"{self.kind}:{index}" for index in range(self.count)),
+            total=self.total,
+            cap=cap.bytes if cap else None,
+            enforcement=_real_enforcement(cap),
+        )
+
+
+def _real_enforcement(cap: Cap | None) -> str:
+    if cap is None:
+        return ""
+    return "enforced on reserved memory" + (" and told to the program" if cap.told else ", not told to the program")
+
+
+class CpuCard:
+    """The CPU, with real values: its memory is that of torch's CPU tensors."""
+
+    backend = "cpu"
+    device = "cpu"
+
+    @property
+    def total(self) -> int:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def gauges(self) -> list[SharedGauge]:
+        return [shared.cpu_tensors()]
+
+    def driver_gauges(self) -> list[SharedGauge]:
+        return []
+
+    @contextlib.contextmanager
+    def capped(self, cap: Cap) -> Iterator[None]:
+        tensors = shared.cpu_memory()
+        held = tensors.now()["allocated"]
+        if held > cap.bytes:
+            raise Unavailable(
+                f"{cap.source}: CPU tensors of {format_size(held)} are alive before the test begins, more than its cap of "
+                f"{format_size(cap.bytes)}: release what wider fixtures or earlier tests hold, or raise the cap"
+            )
+        room = cap.bytes if cap.free is None else min(cap.bytes, held + cap.free)
+        tensors.set_cap(room)
+        try:
+            yield
+        finally:
+            tensors.set_cap(None)
+
+    def info(self, cap: Cap | None) -> CardInfo:
+        how = "enforced" if shared.cpu_memory().can_enforce else "judged at the end"
+        return CardInfo(
+            backend=self.backend,
+            name="CPU",
+            devices=("cpu",),
+            total=self.total,
+            cap=cap.bytes if cap else None,
+            enforcement=f"{how} on CPU tensors" if cap else "",
+        )
+
+
+def choose(backend: str) -> Card:
+    """The card for `--gpu-backend`: *auto* takes a real one if there is one."""
+    if backend != "cpu" and (accelerator := torch.accelerator.current_accelerator(check_available=True)):
+        return RealCard(accelerator.type)
+    if backend == "real":
+        raise Unavailable(
+            f"--gpu-backend=real, but torch {torch.__version__} finds no accelerator: {_why_no_accelerator()}"
+        )
+    return CpuCard()
+
+
+def _why_no_accelerator() -> str:
+    if not accelerator_seen():
+        return "this machine shows none; use --gpu-backend=auto to let the CPU stand in"
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        return "a device is there, but this torch is a CPU build: install one with CUDA or ROCm"
+    return "a device is there, but torch cannot use it: see what `torch.cuda.init()` says, and CUDA_VISIBLE_DEVICES"

@@ -1,0 +1,166 @@
+"""`max_peak` and `max_host_peak`: readings and a limit in, a verdict out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from pytest_memleak.errors import BadInput, Inconclusive
+from pytest_memleak.meters.gauge import Levels, Reading
+from pytest_memleak.plan import Budget, HostPeakBudget, PeakBudget
+from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
+from pytest_memleak.report.wording import host_peak_message, peak_message, readable_above, size
+
+TermOf = Callable[[str], Term]
+
+_PHASES = {"setup": "set-up of its fixtures", "call": "body"}
+_HEADROOM = 1.05
+
+
+def judge_peak(
+    budget: PeakBudget | None, readings: Sequence[Reading], term_of: TermOf, doubts: Sequence[str] = ()
+) -> list[CheckResult]:
+    """One result for each device that was used. Without a budget: what was read, for report mode."""
+    kind = (budget.of if budget else None) or "allocated"
+    if budget and budget.rank is not None and (here := os.environ.get("RANK")) != str(budget.rank):
+        if here is not None:
+            return []  # another rank's promise
+        return [inconclusive("max_peak", f"rank={budget.rank}, but the test runs in one process, without ranks")]
+    try:
+        limit = evaluate(budget, term_of) if budget else None
+        concerned = _concerned(readings, kind, budget.device if budget else None)
+    except (Inconclusive, BadInput) as error:
+        return [inconclusive("max_peak", str(error))]
+    results = [_judge_device(reading, kind, limit, doubts) for reading in concerned]
+    used = [result for result in results if result.measured or result.verdict != "pass"]
+    return used or results[:1]
+
+
+def judge_host_peak(
+    budget: HostPeakBudget, reading: Reading, term_of: TermOf, doubts: Sequence[str] = (), high_water: str = ""
+) -> CheckResult:
+    """Growth over the window's start: what else the process holds is not the test's."""
+    try:
+        limit = evaluate(budget, term_of)
+    except (Inconclusive, BadInput) as error:
+        return inconclusive("max_host_peak", str(error))
+    kind = "committed"
+    grown = reading.peak[kind] - reading.base_at_peak[kind]
+    verdict, why = _verdict(grown, grown, limit, [*doubts, *filter(None, [reading.blind])])
+    return CheckResult(
+        check="max_host_peak",
+        verdict=verdict,
+        message=host_peak_message(verdict, measured=grown, limit=limit.bytes, kind=kind, how=reading.how, why=why),
+        device=reading.device,
+        kind=kind,
+        how=reading.how,
+        measured=grown,
+        base=reading.base_at_peak[kind],
+        limit=limit,
+        details=(*_phases(reading, kind), *filter(None, [high_water])),
+        advice=_advice("max_host_peak", verdict, grown),
+    )
+
+
+def evaluate(budget: Budget, term_of: TermOf) -> Limit:
+    amount, terms = budget.limit.evaluate(term_of)
+    return Limit(budget.limit.text, amount, budget.source, terms)
+
+
+def inconclusive(check: str, why: str) -> CheckResult:
+    return CheckResult(check=check, verdict="inconclusive", message=f"{check} INCONCLUSIVE: {why}")
+
+
+def _judge_device(reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
+    peak = reading.peak[kind]
+    # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree on the verdict.
+    highest = peak + reading.unseen
+    verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])])
+    shown = highest if verdict == "pass" else peak
+    return CheckResult(
+        check="max_peak",
+        verdict=verdict,
+        message=peak_message(
+            verdict,
+            measured=shown,
+            limit=limit.bytes if limit else None,
+            kind=kind,
+            device=reading.device,
+            how=reading.how,
+            why=why,
+        ),
+        device=reading.device,
+        kind=kind,
+        how=reading.how,
+        measured=shown,
+        base=reading.base_at_peak[kind],
+        limit=limit,
+        details=(*_phases(reading, kind), *_other_kinds(reading.peak, kind), *_unseen(reading)),
+        advice=_advice("max_peak", verdict, peak),
+    )
+
+
+def _verdict(lowest: int, highest: int, limit: Limit | None, doubts: Sequence[str]) -> tuple[Verdict, str]:
+    if limit is None:
+        return "pass", "; ".join(doubts)
+    if lowest > limit.bytes:
+        return "fail", ""  # whatever could not be seen can only add to it
+    if doubts:
+        return "inconclusive", "; ".join(doubts)
+    if highest > limit.bytes:
+        hidden = size(highest - lowest)
+        return "inconclusive", f"{hidden} of memory not allocated by torch may or may not have been there at the peak"
+    return "pass", ""
+
+
+def _concerned(readings: Sequence[Reading], kind: str, device: str | int | None) -> list[Reading]:
+    fitting = [reading for reading in readings if kind in reading.peak]
+    if not fitting:
+        known = ", ".join(sorted({known for reading in readings for known in reading.peak}))
+        devices = ", ".join(reading.device for reading in readings)
+        raise BadInput(f"of={kind!r} cannot be read on {devices}: it tells {known}")
+    if device is None:
+        return fitting
+    wanted = [reading for reading in fitting if _is_device(reading.device, device)]
+    if not wanted:
+        devices = ", ".join(reading.device for reading in fitting)
+        raise BadInput(f"device={device!r} is not on this card, which has {devices}")
+    return wanted
+
+
+def _is_device(name: str, wanted: str | int) -> bool:
+    """Whether a device is meant. The CPU stands in for the first device of any card."""
+    kind, _, index = name.partition(":")
+    wanted_kind, _, wanted_index = str(wanted).partition(":")
+    if str(wanted).isdigit():
+        wanted_kind, wanted_index = kind, str(wanted)
+    if kind == "cpu":
+        return wanted_index in ("", "0")
+    return wanted_kind == kind and (not wanted_index or wanted_index == index)
+
+
+def _phases(reading: Reading, kind: str) -> tuple[str, ...]:
+    named = [(words, reading.phases[phase][kind]) for phase, words in _PHASES.items() if phase in reading.phases]
+    if len(named) < 2:
+        return ()
+    return ("highest in the " + ", in the ".join(f"{words}: {size(level)}" for words, level in named),)
+
+
+def _other_kinds(levels: Levels, kind: str) -> tuple[str, ...]:
+    others = [f"{other} {size(level)}" for other, level in levels.items() if other != kind]
+    return ("peaks of the other counts: " + ", ".join(others),) if others else ()
+
+
+def _unseen(reading: Reading) -> tuple[str, ...]:
+    if not reading.unseen:
+        return ()
+    return (
+        f"{size(reading.unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): counted in full",
+    )
+
+
+def _advice(check: str, verdict: Verdict, measured: int) -> str:
+    if verdict != "fail":
+        return ""
+    enough = readable_above(int(measured * _HEADROOM))
+    return f'find what was alive at the peak and release it earlier; if it is needed, allow it: {check}("{enough}")'

@@ -1,0 +1,47 @@
+"""The command ``memleak``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from pytest_memleak.cli import doctor
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status. Usage errors leave with status 2, as argparse does."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # A driver's message may hold what the terminal's encoding lacks: better shown escaped than not at all.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    chosen = _parser().parse_args(arguments)
+    findings = doctor.examine()
+    try:
+        print(doctor.as_json(findings) if chosen.json else doctor.as_text(findings), flush=True)
+    except BrokenPipeError:
+        # Whoever reads (head, less) has seen enough; without this, Python complains once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return doctor.exit_status(findings)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="memleak", description="Memory of PyTorch programs in tests (pytest-memleak)."
+    )
+    parser.add_argument("--version", action="version", version=f"pytest-memleak {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    about = (
+        "What can be measured on this machine, what cannot, and why. Exit status: 0 if a cap can be enforced, else 1."
+    )
+    command = commands.add_parser("doctor", help="what can be measured on this machine", description=about)
+    command.add_argument("--json", action="store_true", help="print the same as data")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pytest-memleak")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

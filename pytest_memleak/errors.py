@@ -1,0 +1,30 @@
+"""What can go wrong, as types: who catches what decides whether a test fails, errs, or the session stops."""
+
+from __future__ import annotations
+
+
+class MemleakError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class BadInput(MemleakError, ValueError):
+    """Something a user wrote cannot be read: a limit, a unit, a marker's argument, an option.
+
+    The message quotes the bad text and says what is allowed; whoever knows *where* it stood (file and line, flag, ini)
+    adds that with `located`.
+    """
+
+    def located(self, where: str) -> BadInput:
+        return type(self)(f"{where}: {self}")
+
+
+class Inconclusive(MemleakError):
+    """The check could not see what it was asked to judge. It is an error, never a pass."""
+
+
+class Unavailable(MemleakError):
+    """This machine lacks what a measurement needs (no torch, no card, no /proc); the message says what to do."""
+
+
+class BudgetExceeded(MemleakError, AssertionError):
+    """A promise about memory broke. An AssertionError, so that code without pytest treats it as one."""

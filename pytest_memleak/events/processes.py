@@ -1,0 +1,88 @@
+"""Other processes as /proc shows them: who descends from whom, what they run, whether they have torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+# The kernel's PF_FORKNOEXEC: forked, and has not begun to run a program of its own.
+_FORKED_ONLY = 0x40
+_TORCH = re.compile(rb"/libtorch(_cpu|_python)?\.so")
+_COMMAND_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    parent: int
+    started: int
+    """In ticks; tells it from another process that is given the same number later."""
+    executed: bool
+    """It runs a program of its own; otherwise it was only forked so far."""
+
+
+def process(pid: int) -> Process | None:
+    """None if it is gone, or ended and only waits to be fetched."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            # The name, in parentheses, may hold anything; field 3 comes after the last of them.
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if fields[0] == "Z":
+        return None
+    return Process(pid, int(fields[1]), int(fields[19]), not int(fields[6]) & _FORKED_ONLY)
+
+
+def children_of(pid: int) -> list[int]:
+    """The direct children now."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as children:
+                found.extend(int(child) for child in children.read().split())
+    except OSError:
+        # Gone, or one of its threads; or a kernel that has no such file.
+        return _children_by_parent(pid)
+    return found
+
+
+def descendants_of(pid: int, without: Collection[int], with_also: Iterable[int] = ()) -> list[Process]:
+    """All that descend from `pid` or from one of `with_also`, these included; `without` are left out with theirs."""
+    found: dict[int, Process] = {}
+    todo = [*children_of(pid), *with_also]
+    while todo:
+        candidate = todo.pop()
+        if candidate in without or candidate in found:
+            continue
+        if (one := process(candidate)) is not None:
+            found[candidate] = one
+            todo.extend(children_of(candidate))
+    return list(found.values())
+
+
+def _children_by_parent(pid: int) -> list[int]:
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [number for number in numbers if (one := process(number)) is not None and one.parent == pid]
+
+
+def has_torch(pid: int) -> bool:
+    """Whether libtorch is mapped; False of a process that is gone or belongs to somebody else."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            return _TORCH.search(maps.read()) is not None
+    except OSError:
+        return False
+
+
+def command_of(pid: int) -> str:
+    """Its command line, shortened; empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+            words = cmdline.read().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return ""
+    text = " ".join([os.path.basename(words[0]), *words[1:]])
+    return text if len(text) <= _COMMAND_LENGTH else text[: _COMMAND_LENGTH - 1] + "…"

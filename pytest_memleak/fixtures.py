@@ -1,0 +1,93 @@
+"""What tests receive: the card they run on, and a way to measure a part of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_memleak.blocks import Measured
+    from pytest_memleak.cards.card import Card
+    from pytest_memleak.hooks.running import RunningTest
+    from pytest_memleak.plan import Cap
+
+
+def current_test(config: pytest.Config) -> RunningTest | None:
+    measuring = config.pluginmanager.getplugin("memleak-measuring")
+    return measuring.test if measuring else None
+
+
+class CardInUse:
+    """The card of the test that runs now. It serves fixtures of any scope: ask it when you need it, and don't keep the answer."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @property
+    def device(self) -> str:
+        """Where to put tensors: ``cuda:0``, ``cpu``."""
+        return self._card.device
+
+    @property
+    def backend(self) -> str:
+        """``real`` or ``cpu``: whether there is a device, or the CPU stands in."""
+        return self._card.backend
+
+    @property
+    def cap(self) -> int | None:
+        """The card's size in bytes if it is capped."""
+        cap = self._cap
+        return cap.bytes if cap else None
+
+    @property
+    def total(self) -> int:
+        """The card's size in bytes: its cap if it has one, else what the device has."""
+        return self.cap or self._card.total
+
+    def __repr__(self) -> str:
+        return f"<card {self.device}, {self.backend}, {self.total:,} B>"
+
+    @property
+    def _card(self) -> Card:
+        test = current_test(self._config)
+        if test is not None:
+            return test.card
+        from pytest_memleak.cards.card import choose
+        from pytest_memleak.plugin import SETTINGS
+
+        return choose(self._config.stash[SETTINGS].backend)
+
+    @property
+    def _cap(self) -> Cap | None:
+        test = current_test(self._config)
+        return test.plan.cap if test is not None else None
+
+
+class Memory:
+    """Measures parts of a test: ``with memory.measure("load") as load: …``."""
+
+    def __init__(self, request: pytest.FixtureRequest, card: CardInUse) -> None:
+        self._config = request.config
+        self._card = card
+
+    def measure(self, name: str, *, of: str = "allocated") -> Measured:
+        """A block to enter with ``with``; it gives ``peak`` and ``grown`` in bytes, and ``limit("1.1 * fp16_size")``."""
+        from pytest_memleak.blocks import Measured
+
+        test = current_test(self._config)
+        if test is None:
+            return Measured(name, of=of, card=self._card._card)
+        return Measured(name, of=of, card=test.card, when_done=test.blocks.append)
+
+
+@pytest.fixture(scope="session")
+def card(pytestconfig: pytest.Config) -> CardInUse:
+    """The card the test runs on: device, backend, cap, total. For fixtures of any scope."""
+    return CardInUse(pytestconfig)
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest, card: CardInUse) -> Memory:
+    """Measures parts of a test: with memory.measure("load") as load: ... gives load.peak, load.grown, load.limit("2GiB")."""
+    return Memory(request, card)

@@ -1,0 +1,162 @@
+"""From the readings of a test that has ended to verdicts: gathers what casts doubt on them and asks the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.checks.leak import judge_host_leak, judge_leak
+from pytest_memleak.checks.peak import TermOf, judge_host_peak, judge_peak
+from pytest_memleak.hooks.owners import owners_of
+from pytest_memleak.meters import shared
+from pytest_memleak.meters.gauge import Reading
+from pytest_memleak.meters.host import settles_by
+from pytest_memleak.plan import Budget
+from pytest_memleak.records.record import CheckResult, Term
+from pytest_memleak.report.wording import plural
+
+if TYPE_CHECKING:
+    from pytest_memleak.hooks.running import RunningTest
+
+_CHECKS = {"peak": "max_peak", "host_peak": "max_host_peak", "leak": "max_leak"}
+
+
+def judge_body(test: RunningTest) -> None:
+    """Peaks, and refusals that nobody expected: known when the body has returned."""
+    plan, bodies, doubts = test.plan, test.measurement.bodies, _doubts(test)
+    results: list[CheckResult] = []
+    if plan.peak is not None or plan.report:
+        kind = (plan.peak.of if plan.peak else None) or "allocated"
+        readings = _highest(bodies, kind, test.info.devices)
+        results += judge_peak(plan.peak, readings, _terms(test, plan.peak), doubts)
+    if plan.host_peak is not None:
+        (reading,) = _highest(bodies, "committed", ("host",))
+        high_water, meaning = shared.host_memory().high_water()
+        beside = f"{meaning}: {format_size(high_water)}" if high_water is not None else meaning
+        results.append(judge_host_peak(plan.host_peak, reading, _terms(test, plan.host_peak), doubts, beside))
+    if plan.cap is not None:
+        results += _judge_cap(test)
+    _add(test, results)
+
+
+def judge_leak_of(test: RunningTest) -> None:
+    """Known when the function fixtures are torn down."""
+    plan, measurement, doubts = test.plan, test.measurement, _doubts(test)
+    if plan.leak is not None and plan.leak.of == "host":
+        _add(test, [judge_host_leak(plan.leak, measurement.settled, settles_by(), _terms(test, plan.leak), doubts)])
+    elif plan.leak is not None or plan.report:
+        _add(test, judge_leak(plan.leak, measurement.ends, _terms(test, plan.leak), doubts, owners_of(test)))
+
+
+def not_judged(test: RunningTest) -> None:
+    """The body failed or was skipped: its budgets say nothing."""
+    asked = [check for part, check in _CHECKS.items() if getattr(test.plan, part) is not None]
+    message = "not judged: the test did not run to its end"
+    done = {result.check for result in test.results}
+    _add(test, [CheckResult(check, "not judged", f"{check} {message}") for check in asked if check not in done])
+
+
+def out_of_memory(test: RunningTest, error: BaseException) -> None:
+    """The test died of the card's size: that is a verdict on its peak, and worth an explanation."""
+    cap = test.plan.cap
+    size = format_size(cap.bytes if cap else test.info.total)
+    card = f"{'the cap' if cap else 'the card'} of {size}{f' ({cap.source})' if cap else ''}"
+    reached = max((reading.peak["allocated"] for reading in _card_readings(test)), default=0)
+    check = "max_peak" if test.plan.peak else "gpu_cap"
+    message = (
+        f"{check} FAILED: out of memory under {card}: {format_size(reached)} were allocated, and more was asked for"
+    )
+    advice = "see in the traceback what was asked for; give the test a larger card, or release memory before"
+    _add(
+        test,
+        [
+            CheckResult(
+                check, "fail", message, kind="allocated", measured=reached, details=(_first_line(error),), advice=advice
+            )
+        ],
+    )
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is an out-of-memory, or was raised while one was handled."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _judge_cap(test: RunningTest) -> list[CheckResult]:
+    cap = test.plan.cap
+    assert cap is not None
+    swallowed = test.measurement.refusals - test.expected.count
+    if swallowed > 0:
+        why = (
+            f"{plural(swallowed, 'allocation was', 'allocations were')} refused under the cap of {format_size(cap.bytes)}, "
+            "and the test went on: how much it needs is not known"
+        )
+        advice = "if it is meant to run out of memory, say so with pytest.raises(torch.OutOfMemoryError)"
+        return [CheckResult("gpu_cap", "inconclusive", f"gpu_cap INCONCLUSIVE: {why}", advice=advice)]
+    if test.info.enforcement.startswith("enforced"):
+        return []
+    # Nothing refused to go over it, so the reading has to.
+    over = [reading for reading in _card_readings(test) if reading.peak["allocated"] > cap.bytes]
+    return [
+        CheckResult(
+            "gpu_cap",
+            "fail",
+            f"gpu_cap FAILED: peak {format_size(reading.peak['allocated'])} > cap {format_size(cap.bytes)} "
+            f"(allocated on {reading.device}, {reading.how}; judged at the end)",
+            device=reading.device,
+            kind="allocated",
+            how=reading.how,
+            measured=reading.peak["allocated"],
+        )
+        for reading in over
+    ]
+
+
+def _doubts(test: RunningTest) -> list[str]:
+    """What the meters could not see, in words."""
+    return [f"{child} and was not measured" for child in test.measurement.children]
+
+
+def _terms(test: RunningTest, budget: Budget | None) -> TermOf:
+    def term_of(name: str) -> Term:
+        assert budget is not None
+        return test.names.term(budget, name)
+
+    return term_of
+
+
+def _card_readings(test: RunningTest) -> list[Reading]:
+    return [
+        reading
+        for run in test.measurement.bodies
+        for reading in run
+        if reading.device in test.info.devices and "allocated" in reading.peak
+    ]
+
+
+def _highest(runs: Sequence[Sequence[Reading]], kind: str, devices: Sequence[str]) -> list[Reading]:
+    """Of each device the run that went highest; readings that do not tell this kind stay, for the error that says so."""
+    highest: dict[tuple[str, tuple[str, ...]], Reading] = {}
+    for reading in (reading for run in runs for reading in run if reading.device in devices):
+        key = (reading.device, tuple(reading.peak))
+        if key not in highest or reading.peak.get(kind, 0) > highest[key].peak.get(kind, 0):
+            highest[key] = reading
+    return list(highest.values())
+
+
+def _add(test: RunningTest, results: Sequence[CheckResult]) -> None:
+    test.results += [replace(result, enforced=result.enforced and not test.plan.report) for result in results]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,205 @@
+"""The hooks around each test. Registered only when a collected test asks for something: an idle plugin costs nothing.
+
+A peak is known when the body returns, and fails the test there, so that xfail, reruns and JUnit see an ordinary failure.
+A leak is known only after the teardown. For such a test the reports are held back until then, and the report of the body is
+replaced if the test leaked: one FAILED, not "1 passed, 1 error". What could not be judged is an error of the teardown, and
+the body's "passed" is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from pytest_memleak.errors import BadInput, MemleakError
+from pytest_memleak.plan import Plan
+from pytest_memleak.records.record import TestRecord
+from pytest_memleak.report.junit import remove_properties, replace_properties
+from pytest_memleak.report.terminal import failure_text
+from pytest_memleak.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_memleak.hooks.running import RunningTest
+
+PLAN = pytest.StashKey[Plan]()
+BAD_MARK = pytest.StashKey[BadInput]()
+
+WITHHELD = "memleak_withheld"
+"""Attribute of a report: the body passed, but the test is an error for want of a verdict."""
+RECORD = "memleak"
+"""Attribute of a teardown report: the test's record, as plain data."""
+
+
+class Refused(pytest.fail.Exception):
+    """A test that cannot be judged as it was asked for: an error, also where a failure was expected."""
+
+
+class MeasuredTests:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.test: RunningTest | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        plan = item.stash.get(PLAN, None)
+        if plan is None or plan.leak is None:
+            return None
+        if self._another_plugin_runs(item, nextitem):
+            return True
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in runtestprotocol(item, nextitem=nextitem, log=False):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    # Not a wrapper: a test that is skipped must not import torch, and skips are decided by hooks that come first.
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if bad := item.stash.get(BAD_MARK, None):
+            raise Refused(str(bad), pytrace=False)
+        if plan := item.stash.get(PLAN, None):
+            remove_properties(item.user_properties)
+            try:
+                self._start(item, plan)
+            except MemleakError as error:
+                raise Refused(f"pytest-memleak: {error}", pytrace=False) from None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        test = self.test
+        if test is None or fixturedef.scope == "function":
+            return (yield)
+        test.pause()
+        try:
+            return (yield)
+        finally:
+            test.resume()
+
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        if fixturedef.scope != "function":
+            from pytest_memleak.events import garbage
+
+            # What the fixture made may be in reference cycles, and frozen cycles are never collected.
+            garbage.thaw()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        test = self.test
+        if test is None:
+            return (yield)
+        test.body_begins()
+        try:
+            for _ in range(test.runs - 1):
+                test.run_once_more()
+            result = yield
+        except BaseException as error:
+            test.body_failed(error)
+            raise
+        test.body_ended()
+        if test.has("fail"):
+            pytest.fail(failure_text(test.results), pytrace=False)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        test = self.test
+        if test is None:
+            return (yield)
+        try:
+            result = yield
+        finally:
+            test.finish()
+            replace_properties(item.user_properties, test.record())
+        if test.leaked and test.call_logged:
+            # Another plugin reported the body before the leak could be known: a second report is all that is left.
+            pytest.fail(failure_text(test.results), pytrace=False)
+        if test.has("inconclusive") and not test.has("fail") and test.body_passed:
+            raise Refused(failure_text(test.results), pytrace=False)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
+            _insist(report, call.excinfo.value)
+        test = self.test
+        if test is not None and test.item is item:
+            if call.when == "call" and test.call_report is None:
+                test.call_report = report
+                if test.has("inconclusive") and report.passed:
+                    setattr(report, WITHHELD, True)
+                if test.explanation:
+                    report.sections.append(("memleak", test.explanation))
+            if call.when == "teardown":
+                self._amend_call_report(test)
+                setattr(report, RECORD, test.record().as_json())
+                self.test = None
+        elif call.when == "teardown" and (bad := item.stash.get(BAD_MARK, None)):
+            setattr(report, RECORD, _unreadable(item, bad).as_json())
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.test is not None and report is self.test.call_report:
+            self.test.call_logged = True
+
+    def _start(self, item: pytest.Item, plan: Plan) -> None:
+        from pytest_memleak.cards.probe import accelerator_seen
+        from pytest_memleak.support import require_torch
+
+        if not plan.marked and not accelerator_seen():
+            return  # only the run's cap concerns it, and there is no real card to cap
+        require_torch()
+        from pytest_memleak.cards.card import choose
+        from pytest_memleak.hooks.running import RunningTest
+
+        card = choose(self._settings.backend)
+        if not plan.marked and card.backend != "real":
+            return
+        self.test = RunningTest(item, plan, card)
+        self.test.begin()
+
+    def _another_plugin_runs(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        """Lets plugins that run tests in their own way (reruns, forks) do so: they report after the teardown as well."""
+        manager = item.config.pluginmanager
+        ours = (self, manager.getplugin("runner"))
+        arguments = {"item": item, "nextitem": nextitem}
+        for hook in reversed(item.config.hook.pytest_runtest_protocol.get_hookimpls()):
+            if hook.plugin in ours or hook.wrapper or hook.hookwrapper:
+                continue
+            if hook.function(*(arguments[name] for name in hook.argnames)):
+                return True
+        return False
+
+    def _amend_call_report(self, test: RunningTest) -> None:
+        report = test.call_report
+        if report is None or not test.body_passed or test.call_logged:
+            return
+        if test.leaked:
+            text = failure_text(test.results)
+            call = pytest.CallInfo.from_call(lambda: pytest.fail(text, pytrace=False), when="call")
+            # Through the hook, so that xfail and the like mean what they mean for any other failure.
+            leaked = test.item.ihook.pytest_runtest_makereport(item=test.item, call=call)
+            kept = {name: getattr(report, name) for name in ("duration", "start", "stop") if hasattr(report, name)}
+            report.__dict__.pop(WITHHELD, None)
+            report.__dict__.update(leaked.__dict__ | kept)
+        elif test.has("inconclusive") and report.passed:
+            setattr(report, WITHHELD, True)
+
+
+def _insist(report: pytest.TestReport, refused: Refused) -> None:
+    """An expected failure is about the test's own; that it could not be judged is not one."""
+    report.outcome = "failed"
+    report.longrepr = str(refused)
+    report.__dict__.pop("wasxfail", None)
+
+
+def _unreadable(item: pytest.Item, bad: BadInput) -> TestRecord:
+    from pytest_memleak.records.record import CheckResult
+
+    path, line, _ = item.location
+    message = f"marker INCONCLUSIVE: {bad}"
+    return TestRecord(item.nodeid, path, (line or 0) + 1, results=(CheckResult("marker", "inconclusive", message),))

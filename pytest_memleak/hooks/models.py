@@ -1,0 +1,73 @@
+"""Which model the names in a test's limits are about: the one it names, else the watched one, else what it loaded or built."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of
+from pytest_memleak.budget.which_model import which_model
+from pytest_memleak.errors import BadInput, Inconclusive
+from pytest_memleak.plan import Budget, Plan
+from pytest_memleak.records.record import Term
+from pytest_memleak.upstream import watched
+
+if TYPE_CHECKING:
+    from pytest_memleak.upstream.loads import ModelObserver
+
+_FIXTURE = "fixture:"
+
+
+class ModelNames:
+    def __init__(self, item: pytest.Item, plan: Plan, observer: ModelObserver | None) -> None:
+        self._item = item
+        self._plan = plan
+        self._observer = observer
+        self._fixtures: dict[str, ModelSizes | str] = {}
+        """By ``model=``: the sizes of that fixture's value, or why there are none."""
+        self._offer = ""
+        self._undo = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        self._undo.enter_context(watched.scope())
+
+    def end(self) -> None:
+        self._undo.close()
+
+    def body_begins(self) -> None:
+        """The fixtures have their values now; the body may quantize or delete them."""
+        self._offer = self._likely_meant()
+        for budget in self._plan.budgets:
+            model = getattr(budget, "model", None)
+            if isinstance(model, str) and model.startswith(_FIXTURE):
+                self._fixtures[model] = self._of_fixture(model)
+
+    def term(self, budget: Budget, name: str) -> Term:
+        named = getattr(budget, "model", None)
+        if isinstance(named, str) and named in self._fixtures:
+            found = self._fixtures[named]
+            if isinstance(found, str):
+                raise Inconclusive(found)
+            return found.term(name)
+        seen = watched.watched() or (self._observer.models() if self._observer else [])
+        return which_model(named, seen, self._offer).term(name)
+
+    def _of_fixture(self, model: str) -> ModelSizes | str:
+        name = model.removeprefix(_FIXTURE)
+        values = getattr(self._item, "funcargs", {})
+        if name not in values:
+            return f"model={model!r}: the test uses no fixture {name!r}; it uses {', '.join(sorted(values)) or 'none'}"
+        try:
+            return sizes_of(values[name])
+        except (BadInput, Inconclusive) as error:
+            return f"model={model!r}: {error}"
+
+    def _likely_meant(self) -> str:
+        """A wider fixture's model is not the test's own: it is the likeliest one to be meant."""
+        for name, value in getattr(self._item, "funcargs", {}).items():
+            if isinstance(value, torch.nn.Module):
+                return f'; did you mean model="{_FIXTURE}{name}"?'
+        return ""

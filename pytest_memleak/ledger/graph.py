@@ -1,0 +1,164 @@
+"""What tensors hold without Python's knowledge: saved tensors of their autograd graphs, and gradients.
+
+Nothing is unpacked where torch allows to look without (the hooks of ``saved_tensors_hooks`` are the program's code).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_memleak.ledger.looking import LONGEST_LOOK, is_a, type_name
+
+_base = torch._C.TensorBase.__dict__
+_SHOWN = 4  # nodes of a graph in a message
+
+
+@dataclass(frozen=True)
+class Link:
+    """A tensor's memory, held from C++ by another tensor."""
+
+    holder: int
+    """The id of the tensor that holds it, among `Links.tensors`."""
+    label: str
+    """``.grad``, or ``.grad_fn -> MeanBackward0 -> AddmmBackward0._saved_mat1``."""
+    nbytes: int
+    shape: str
+
+    @property
+    def in_graph(self) -> bool:
+        return self.label != ".grad"
+
+
+class Links:
+    """The links from all tensors that live, by the key of the storage they hold."""
+
+    def __init__(self, first: Iterable[torch.Tensor], deadline: float) -> None:
+        self.by_storage: dict[int, Link] = {}
+        self.by_node: dict[int, Link] = {}
+        self.alive: set[int] = set()
+        """The storages of all tensors that Python sees."""
+        self.tensors: dict[int, torch.Tensor] = {}
+        self.complete = True
+        self._deadline = deadline
+        self.nodes: dict[int, object] = {}
+        self._raw_names: dict[type, tuple[str, ...]] = {}
+        for tensor in (*first, *living_tensors()):
+            if id(tensor) in self.tensors:
+                continue
+            self.tensors[id(tensor)] = tensor
+            key = storage_key(tensor)
+            if key is not None:
+                self.alive.add(key[0])
+        # The last result of a graph comes first: it holds all others' graphs, and is what a program keeps.
+        for tensor in sorted(self.tensors.values(), key=_age):
+            if time.monotonic() > deadline or len(self.nodes) > LONGEST_LOOK:
+                self.complete = False
+                break
+            self._add_gradient(tensor)
+            self._add_graph(tensor)
+
+    def close(self) -> None:
+        self.tensors.clear()
+        self.nodes.clear()
+
+    def _add(self, part: object, holder: torch.Tensor, label: str) -> None:
+        found = storage_key(part) if is_a(part, torch.Tensor) else None
+        if found is not None:
+            self.by_storage.setdefault(found[0], Link(id(holder), label, found[1], shape_of(part)))  # type: ignore[arg-type]
+
+    def _add_gradient(self, tensor: torch.Tensor) -> None:
+        # Reading .grad of a tensor that is no leaf warns.
+        if read_attribute(tensor, "is_leaf"):
+            self._add(read_attribute(tensor, "grad"), tensor, ".grad")
+
+    def _add_graph(self, tensor: torch.Tensor) -> None:
+        root = read_attribute(tensor, "grad_fn")
+        if root is None or id(root) in self.nodes:
+            return
+        todo: list[tuple[Any, tuple[str, ...]]] = [(root, ())]
+        self.nodes[id(root)] = root
+        for node, above in todo:
+            chain = (*above, type_name(type(node)))
+            chain = chain if len(chain) <= _SHOWN else (chain[0], "…", *chain[-2:])
+            label = ".grad_fn -> " + " -> ".join(chain)
+            self.by_node[id(node)] = Link(id(tensor), label, 0, "")
+            for name, part in self._saved(node):
+                self._add(part, tensor, f"{label}.{name}")
+            for below, _ in node.next_functions:
+                if below is not None and id(below) not in self.nodes and len(self.nodes) <= LONGEST_LOOK:
+                    self.nodes[id(below)] = below
+                    todo.append((below, chain))
+
+    def _saved(self, node: Any) -> Iterator[tuple[str, object]]:
+        kind = type(node)
+        if kind not in self._raw_names:
+            self._raw_names[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved"))
+        for raw_name in self._raw_names[kind]:
+            name = "saved_tensors" if raw_name == "_raw_saved_tensors" else raw_name.replace("_raw", "", 1)
+            try:
+                raw = getattr(node, raw_name)
+            except RuntimeError:  # the graph was freed by a backward pass
+                continue
+            many = is_a(raw, tuple, list)
+            for index, saved in enumerate(raw if many else (raw,)):
+                for part in _packed(saved, node, name, index if many else None):
+                    yield (f"{name}[{index}]" if many else name), part
+
+
+def _age(tensor: torch.Tensor) -> int:
+    """The less, the later its operation was recorded."""
+    node = read_attribute(tensor, "grad_fn")
+    return 0 if node is None else -int(node._sequence_nr())
+
+
+def _packed(saved: Any, node: Any, name: str, index: int | None) -> Iterator[object]:
+    try:
+        if hasattr(type(saved), "data"):
+            part = saved.data
+        else:
+            # An older torch can only unpack, with the program's hooks if it has set any.
+            part = getattr(node, name)
+            part = part if index is None else part[index]
+    except Exception:  # noqa: BLE001 - hooks of the program may raise anything; what cannot be read is not explained
+        return
+    yield from part if is_a(part, tuple, list) else (part,)
+
+
+def living_tensors() -> Iterator[torch.Tensor]:
+    """Every tensor that the collector sees."""
+    kinds: dict[int, bool] = {}  # by id: a metaclass may define its own hash; the objects keep their classes alive
+    for thing in gc.get_objects():
+        kind = id(type(thing))
+        if kind not in kinds:
+            kinds[kind] = is_a(thing, torch.Tensor)
+        if kinds[kind]:
+            yield thing
+
+
+def storage_key(tensor: object) -> tuple[int, int] | None:
+    """What tells a tensor's storage from others, and its bytes; None for tensors without one (sparse, wrappers)."""
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            storage = torch.Tensor.untyped_storage(tensor)  # type: ignore[arg-type]
+            return storage._cdata, storage.nbytes()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+
+
+def shape_of(tensor: torch.Tensor) -> str:
+    """``float32 [512, 512]``."""
+    dtype = str(read_attribute(tensor, "dtype")).removeprefix("torch.")
+    with torch._C.DisableTorchFunctionSubclass():
+        return f"{dtype} {list(torch.Tensor.size(tensor))}"
+
+
+def read_attribute(tensor: torch.Tensor, name: str) -> Any:
+    """An attribute as torch defines it, whatever a subclass makes of it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return _base[name].__get__(tensor)

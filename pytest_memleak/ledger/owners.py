@@ -1,0 +1,249 @@
+"""Says who holds what leaked, in lines for a failure message.
+
+The order in which a holder is looked for: a module's global, a class attribute, an ``lru_cache``, an object that the
+caller knows by name; a frame's variable, also of a traceback that is kept; a generator's or a closure's; the autograd
+graph and gradients, which C++ holds; a reference cycle; and what remains is C++ or unknown.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pytest_memleak.ledger.graph import Link, Links, read_attribute, shape_of, storage_key
+from pytest_memleak.ledger.naming import describe, describe_cycle, named_parts, place
+from pytest_memleak.ledger.search import Holder, Search
+from pytest_memleak.ledger.standing import Root
+from pytest_memleak.ledger.sweep import alike
+from pytest_memleak.report.wording import plural, size
+
+_UNKNOWN = "held from C++ or unknown"
+_UNTRACED = "not traced: "
+_ROUNDING = 512  # bytes up to which a device's allocator rounds each block
+
+
+def explain(
+    tensors: Sequence[torch.Tensor],
+    total: int,
+    *,
+    roots: Mapping[str, object] | None = None,
+    ignore: Collection[object] = (),
+    limit: int = 5,
+    budget: float = 2.0,
+) -> tuple[str, ...]:
+    """Who holds these tensors, and the rest of `total` bytes: at most `limit` owners, the largest first.
+
+    Further lines tell what these leave out. `roots` are objects by a name that tells the reader more than ours would
+    ("self of test_x"); `ignore` are the caller's own containers of the tensors. After `budget` seconds the search ends,
+    and the lines say how much it did not reach. Frozen objects (``gc.freeze``) hide their referrers: thaw before.
+    Nothing is kept alive afterwards, and no code of the program runs.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # or the cycles that are to be explained could vanish halfway
+    search = Search({} if roots is None else roots, ignore, budget)
+    search.ignore(tensors)
+    explanation = _Explanation(tensors, total, search, budget)
+    try:
+        return explanation.lines(limit)
+    finally:
+        explanation.close()
+        if collecting:
+            gc.enable()
+
+
+@dataclass
+class _Storage:
+    nbytes: int
+    shape: str
+    tensors: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Owner:
+    """What one line tells."""
+
+    example: bool
+    """The text names the first of several alike."""
+    storages: list[tuple[int, str]] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(nbytes for nbytes, _ in self.storages)
+
+    def line(self, text: str) -> str:
+        largest = max(self.storages)[1]
+        others = "" if all(shape == largest for _, shape in self.storages) else " and others"
+        count = len(self.storages)
+        more = f" (and {count - 1:,} more)" if self.example and count > 1 else ""
+        return f"{size(self.nbytes)} in {_tensors(count)} ({largest}{others}): {text}{more}{self.note}"
+
+
+class _Explanation:
+    def __init__(self, tensors: Sequence[torch.Tensor], total: int, search: Search, budget: float) -> None:
+        self._total = total
+        self._out_of_time = f"{_UNTRACED}the search ended after {budget:g} s"
+        self._deadline = time.monotonic() + budget
+        self._search = search
+        self._links: Links | None = None
+        self._places: dict[int, tuple[int, Holder]] = {}
+        self._owners: dict[str, _Owner] = {}
+        self._linked: dict[tuple[int, bool], str] = {}
+        self._pending: dict[int, _Storage] = {}
+        self._slack = 0
+        for tensor in tensors:
+            found = storage_key(tensor)
+            if found is None or not found[1]:
+                continue  # its parts, if Python sees them, are tensors themselves
+            if found[0] not in self._pending:
+                self._pending[found[0]] = _Storage(found[1], shape_of(tensor))
+                self._slack += 0 if read_attribute(tensor, "is_cpu") else _ROUNDING
+            self._pending[found[0]].tensors.append(self._search.keep(tensor))
+        self._leaked = frozenset(self._pending)
+        self._storage_of = {key: storage for storage, one in self._pending.items() for key in one.tensors}
+        self._python_bytes = sum(storage.nbytes for storage in self._pending.values())
+
+    def close(self) -> None:
+        self._search.close()
+        if self._links is not None:
+            self._links.close()
+
+    def lines(self, limit: int) -> tuple[str, ...]:
+        for key in sorted(self._pending, key=lambda key: -self._pending[key].nbytes):
+            if key in self._pending:
+                self._explain(key)
+        rest = self._explain_unseen(self._total - self._python_bytes)
+        untraced = [owner.line(text) for text, owner in self._owners.items() if text.startswith(_UNTRACED)]
+        traced = [item for item in self._owners.items() if not item[0].startswith(_UNTRACED)]
+        owners = sorted(traced, key=lambda item: -item[1].nbytes)
+        lines = [owner.line(text) for text, owner in owners[:limit]]
+        left = [storage for _, owner in owners[limit:] for storage in owner.storages]
+        if left:
+            nbytes = sum(nbytes for nbytes, _ in left)
+            lines.append(f"{size(nbytes)} in {_tensors(len(left))}: {plural(len(owners) - limit, 'other owner')}")
+        return (*lines, *untraced, rest) if rest else (*lines, *untraced)
+
+    def _explain(self, key: int) -> None:
+        if self._search.over:
+            self._settle(self._out_of_time, [key])
+            return
+        storage = self._pending[key]
+        holder = self._search.holder_of(storage.tensors)
+        if holder.kind in ("named", "unnamed"):
+            path = self._objects(holder.path)
+            text = describe(path, self._root(holder))
+            if holder.cycle:
+                text += " (in a reference cycle that the collector has not freed)"
+            found = alike(named_parts(path), self._storage_of)
+            self._settle(text, [key, *(self._storage_of[tensor] for tensor in found)], example=True)
+            return
+        link = self._link(key, holder)
+        if link is not None:
+            alike_keys = [other for other in self._pending if self._same_link(link, self._link(other))]
+            self._settle(self._link_text(link), [key, *alike_keys], example=True)
+        elif holder.kind == "cycle":
+            self._settle(self._cycle_text(holder), [key, *self._storages_held_by(holder.ancestors)])
+        elif holder.kind == "unfinished":
+            self._settle(self._out_of_time if self._search.over else f"{_UNTRACED}too many objects refer to it", [key])
+        else:
+            path = named_parts(self._objects(holder.path))
+            self._settle(_UNKNOWN + (f" ({describe(path)})" if len(path) > 1 else ""), [key])
+
+    def _settle(self, text: str, keys: Sequence[int], example: bool = False) -> None:
+        owner = self._owners.setdefault(text, _Owner(example))
+        for key in keys:
+            storage = self._pending.pop(key, None)
+            if storage is not None:
+                owner.storages.append((storage.nbytes, storage.shape))
+
+    def _cycle_text(self, holder: Holder) -> str:
+        words = describe_cycle(self._objects(holder.cycle))
+        held = describe(self._objects(holder.path))
+        return f"reference cycle (garbage that the collector has not freed): {words}, which holds {held}"
+
+    def _storages_held_by(self, keys: Sequence[int]) -> list[int]:
+        parts = gc.get_referents(*self._objects(keys))
+        return [self._storage_of[id(part)] for part in parts if id(part) in self._storage_of]
+
+    def _objects(self, keys: Sequence[int]) -> list[object]:
+        return [self._search.objects[key] for key in keys]
+
+    def _root(self, holder: Holder) -> Root | None:
+        return self._search.roots.get(holder.path[0]) or self._search.running.get(holder.path[0])
+
+    # What C++ holds
+
+    def _all_links(self) -> Links:
+        if self._links is None:
+            leaked = [self._search.objects[key] for key in self._storage_of]
+            self._links = Links(leaked, self._deadline)  # type: ignore[arg-type]
+            self._search.ignore(self._links.tensors, self._links.nodes)
+        return self._links
+
+    def _link(self, key: int, holder: Holder | None = None) -> Link | None:
+        links = self._all_links()
+        link = links.by_storage.get(key)
+        if link is None and holder is not None:  # a tensor that a custom autograd function keeps on its context
+            link = next((links.by_node[one] for one in holder.ancestors if one in links.by_node), None)
+        own = link is not None and self._storage_of.get(link.holder) == key
+        return None if own else link
+
+    def _same_link(self, link: Link, other: Link | None) -> bool:
+        return other is not None and self._link_key(link) == self._link_key(other)
+
+    def _link_key(self, link: Link) -> tuple[int, bool]:
+        return self._place_of(link.holder)[0], link.in_graph
+
+    def _place_of(self, tensor: int) -> tuple[int, Holder]:
+        """Who holds a tensor that holds others, and the id of the first tensor that is held alike."""
+        if tensor not in self._places:
+            links = self._all_links()
+            holder = self._search.holder_of([self._search.keep(links.tensors[tensor])])
+            self._places[tensor] = tensor, holder
+            if holder.kind in ("named", "unnamed"):
+                for other in alike(named_parts(self._objects(holder.path)), links.tensors):
+                    self._places.setdefault(other, (tensor, holder))
+        return self._places[tensor]
+
+    def _link_text(self, link: Link) -> str:
+        key = self._link_key(link)
+        if key in self._linked:
+            return self._linked[key]
+        holder = self._place_of(link.holder)[1]
+        path = self._objects(holder.path)
+        if holder.kind in ("named", "unnamed"):
+            words = (place if link.in_graph else describe)(path, self._root(holder), link.label)
+        else:
+            why = self._cycle_text(holder) if holder.kind == "cycle" else _UNKNOWN
+            words = f"tensor{link.label}, the tensor: {why}"
+        self._linked[key] = f"autograd graph: {words}" if link.in_graph else words
+        return self._linked[key]
+
+    def _explain_unseen(self, missing: int) -> str:
+        """Adds what C++ alone holds, and returns the line about what nothing explains."""
+        if missing <= self._slack:
+            return ""
+        links = self._all_links()
+        owners: dict[str, _Owner] = {}
+        for key, link in links.by_storage.items():
+            if key not in links.alive and not self._search.over:
+                owner = owners.setdefault(self._link_text(link), _Owner(True))
+                owner.storages.append((link.nbytes, link.shape))
+        found = sum(owner.nbytes for owner in owners.values())
+        for text, owner in owners.items():
+            known = self._owners.setdefault(text, _Owner(True))
+            known.storages += owner.storages
+            if found > missing + self._slack:
+                known.note = f" (older memory too: at most {size(missing)} of what C++ holds is new)"
+        if missing - found <= self._slack:
+            return ""
+        cut = "" if links.complete and not self._search.over else "; not all autograd graphs were read in time"
+        return f"{size(missing - found)} of {size(self._total)} has no Python tensor: {_UNKNOWN}{cut}"
+
+
+def _tensors(count: int) -> str:
+    return f"{count:,} {'tensor' if count == 1 else 'tensors'}"

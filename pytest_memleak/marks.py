@@ -1,0 +1,238 @@
+"""The markers: one function each, whose signature is what users may write and whose docstring is what --markers shows.
+
+`read_plan` turns a test's markers and the run's defaults into a `Plan`. A mistake is a `BadInput` naming file, line and the
+bad text; the plugin makes it an error of that one test.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_memleak.budget.expression import Expression, parse
+from pytest_memleak.budget.sizes import format_size, parse_size
+from pytest_memleak.errors import BadInput
+from pytest_memleak.plan import (
+    HOST_LEAK_FLOOR,
+    MIN_HOST_REPEATS,
+    Cap,
+    HostPeakBudget,
+    LeakBudget,
+    PeakBudget,
+    Plan,
+)
+from pytest_memleak.records.record import Term
+from pytest_memleak.settings import Settings
+
+PEAK_KINDS = ("allocated", "requested", "reserved", "driver")
+LEAK_KINDS = ("allocated", "requested", "reserved", "host")
+
+Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | None
+
+
+def max_peak(
+    limit: str | int,
+    *,
+    of: str | None = None,
+    device: str | int | None = None,
+    rank: int | None = None,
+    model: object = None,
+) -> Callable[[str], Part]:
+    """The peak of the card's memory while the test runs, in absolute bytes, must not exceed LIMIT.
+
+    LIMIT is a size ("12G") or an expression over the model's sizes ("0.6 * fp16_size + 200MiB"). of: allocated (default),
+    requested, reserved, driver. device: one device ("cuda:1") instead of each. model: whose sizes ("fixture:llama", a path).
+    """
+    one_of("of", of, PEAK_KINDS)
+    if device is not None and (isinstance(device, bool) or not isinstance(device, str | int)):
+        raise BadInput(f'device={device!r} is not a device: write "cuda:1" or 1')
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+        raise BadInput(f"rank={rank!r} is not a rank: write 0, 1, …")
+    expression = parse(limit)
+    return lambda source: PeakBudget(expression, source, of=of, device=device, rank=rank, model=model)
+
+
+def max_host_peak(limit: str | int, *, model: object = None) -> Callable[[str], Part]:
+    """The growth of the process's committed memory while the test runs must not exceed LIMIT (sampled)."""
+    expression = parse(limit)
+    return lambda source: HostPeakBudget(expression, source, model=model)
+
+
+def max_leak(
+    limit: str | int = 0, *, of: str | None = None, repeat: int = 1, warmups: int | None = None
+) -> Callable[[str], Part]:
+    """What the test still holds after its fixtures are torn down must not exceed LIMIT (default: nothing).
+
+    repeat: run it that often with fresh fixtures and judge the growth per run; warmups: runs before, not counted (default 1
+    with repeat, else 0). of="host": committed memory that grows with every run, native leaks too (repeat >= 3).
+    """
+    one_of("of", of, LEAK_KINDS)
+    for name, value, least in (("repeat", repeat, 1), ("warmups", warmups, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise BadInput(f"{name}={value!r} is not a number of runs: write {least}, {least + 1}, …")
+    expression = parse(limit, zero=True)
+    if of == "host":
+        check_host_leak(expression, repeat)
+    runs_before = warmups if warmups is not None else int(repeat > 1)
+    return lambda source: LeakBudget(expression, source, of=of, repeat=repeat, warmups=runs_before)
+
+
+def gpu_cap(size: str | int, *, told: bool = True, free: str | int | None = None) -> Callable[[str], Part]:
+    """The test's card has SIZE bytes: more is refused with torch's own OutOfMemoryError, and whoever asks is told so.
+
+    told=False: refused only, as set_per_process_memory_fraction leaves it. free="6G": the rest is occupied by somebody else.
+    """
+    if not isinstance(told, bool):
+        raise BadInput(f"told={told!r}: write True or False")
+    total = parse_size(size)
+    room = None if free is None else parse_size(free)
+    if room is not None and room > total:
+        raise BadInput(f"free={free!r} is more than the card's {size!r}")
+    return lambda source: Cap(total, source, told=told, free=room)
+
+
+def memleak_off() -> Callable[[str], Part]:
+    """No default limit from flags, environment or ini applies to this test; its own markers do."""
+    return lambda source: None
+
+
+MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (max_peak, max_host_peak, max_leak, gpu_cap, memleak_off)
+NAMES = tuple(marker.__name__ for marker in MARKERS)
+
+
+def help_lines() -> Iterator[str]:
+    """One entry of --markers each, from signature and docstring."""
+    for marker in MARKERS:
+        text = " ".join((inspect.getdoc(marker) or "").split())
+        yield f"{marker.__name__}({_shown(inspect.signature(marker))}): {text}"
+
+
+def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
+    """What is to be watched during `item`; None when nothing is."""
+    defaults = {} if _read(item, memleak_off) else _defaults(settings)
+    parts = {marker.__name__: _read(item, marker) or defaults.get(marker.__name__) for marker in MARKERS[:-1]}
+    own_cap = parts["gpu_cap"]
+    cap = own_cap or _run_cap(settings)
+    marked = (
+        any(parts.values()) or settings.reporting or not _CARD_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+    )
+    if not marked and cap is None:
+        return None
+    return Plan(
+        peak=parts["max_peak"],  # type: ignore[arg-type]  # each marker makes its own kind of part
+        host_peak=parts["max_host_peak"],  # type: ignore[arg-type]
+        leak=parts["max_leak"],  # type: ignore[arg-type]
+        cap=cap,  # type: ignore[arg-type]
+        report=settings.reporting,
+        marked=marked,
+    )
+
+
+_CARD_FIXTURES = frozenset({"card", "memory"})
+
+
+def one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise BadInput(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
+def check_host_leak(limit: Expression, repeat: int) -> None:
+    """Host memory is counted in pages and judged on what persists: it needs some runs, and a limit above its noise."""
+    if repeat < MIN_HOST_REPEATS:
+        raise BadInput(
+            f'repeat={repeat} is too few for of="host": growth that persists needs repeat={MIN_HOST_REPEATS} or more'
+        )
+    if not limit.names and limit.evaluate(_no_names)[0] < HOST_LEAK_FLOOR:
+        raise BadInput(
+            f"{limit.text!r} is tighter than committed host memory can be told: allow {format_size(HOST_LEAK_FLOOR)} or more"
+        )
+
+
+def _no_names(name: str) -> Term:
+    raise AssertionError(f"a limit without names asked for {name}")
+
+
+def _read(item: pytest.Item, marker: Callable[..., Callable[[str], Part]]) -> Part | bool:
+    """The closest of the item's marks of one name, as a part of the plan; None without one."""
+    name = marker.__name__
+    found = _closest(item, name)
+    if found is None:
+        return None
+    mark, where = found
+    try:
+        part = _bound(marker, mark)
+    except BadInput as error:
+        raise error.located(f"{where}: @pytest.mark.{name}") from None
+    return part(f"{where} @{name}") or True
+
+
+def _bound(marker: Callable[..., Callable[[str], Part]], mark: pytest.Mark) -> Callable[[str], Part]:
+    signature = inspect.signature(marker)
+    try:
+        bound = signature.bind(*mark.args, **mark.kwargs)
+    except TypeError as error:
+        written = ", ".join([*map(repr, mark.args), *(f"{name}={value!r}" for name, value in mark.kwargs.items())])
+        raise BadInput(
+            f"({written}) does not fit: {error}; allowed is {marker.__name__}({_shown(signature)})"
+        ) from None
+    return marker(*bound.args, **bound.kwargs)
+
+
+def _closest(item: pytest.Item, name: str) -> tuple[pytest.Mark, str] | None:
+    """The mark that counts, and where it stands. The closest level wins: parameter set, function, class, module."""
+    parameter_marks = getattr(getattr(item, "callspec", None), "marks", ())
+    own = [mark for mark in item.own_markers if mark.name == name]
+    on_parameters = [mark for mark in own if any(mark is other for other in parameter_marks)]
+    on_function = [mark for mark in own if not any(mark is other for other in parameter_marks)]
+    levels = [(item, on_parameters), (item, on_function)]
+    levels += [(node, [m for m in node.own_markers if m.name == name]) for node in reversed(item.listchain()[:-1])]
+    for node, marks in levels:
+        if len(marks) > 1:
+            raise BadInput(
+                f"{mark_location(node, name)}: @pytest.mark.{name} stands {len(marks)} times on {node.name!r}: keep one"
+            )
+        if marks:
+            return marks[0], mark_location(node, name)
+    return None
+
+
+def mark_location(node: pytest.Item | pytest.Collector, name: str) -> str:
+    """``tests/test_load.py:12``, as near to the marker's own line as the source tells."""
+    path = getattr(node, "path", None)
+    if path is None:
+        return node.nodeid
+    shown = _relative(Path(path), node.config.rootpath)
+    try:
+        lines, first = inspect.getsourcelines(inspect.unwrap(getattr(node, "obj", None)))  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return shown
+    numbered = enumerate(lines, start=max(first, 1))
+    return f"{shown}:{next((number for number, line in numbered if name in line), max(first, 1))}"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _defaults(settings: Settings) -> dict[str, Part]:
+    """The limits that hold for tests without the marker. The texts were checked when the settings were read."""
+    makers = {"max_peak": max_peak, "max_host_peak": max_host_peak, "max_leak": max_leak}
+    return {name: makers[name](given.text)(given.source) for name, given in settings.defaults.items()}
+
+
+def _run_cap(settings: Settings) -> Cap | None:
+    if settings.cap is None or settings.cap_given is None:
+        return None
+    return Cap(settings.cap, settings.cap_given.source)
+
+
+def _shown(signature: inspect.Signature) -> str:
+    """The signature as a user writes it, without types."""
+    shown = []
+    for parameter in signature.parameters.values():
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        shown.append(f"{parameter.name}{default}")
+    return ", ".join(shown)

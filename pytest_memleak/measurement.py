@@ -1,0 +1,131 @@
+"""Everything that is watched during one test, without any word about pytest.
+
+The order of calls is the life of a test: `begin` before its function fixtures are set up, `body_begins`, `body_ended`,
+`run_ended` after those fixtures are torn down, `close`. A wider fixture's set-up in between is a `pause` … `resume`.
+A test that runs several times goes on from `run_ended` with `run_begins`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from pytest_memleak.cards.card import Card
+from pytest_memleak.events import garbage
+from pytest_memleak.events.children import ChildWatch
+from pytest_memleak.meters import shared
+from pytest_memleak.meters.accelerator import release_workspaces
+from pytest_memleak.meters.gauge import Reading, SharedGauge, Window
+from pytest_memleak.meters.host import settled
+from pytest_memleak.plan import Plan
+from pytest_memleak.upstream.loads import ModelObserver
+
+Readings = tuple[Reading, ...]
+
+
+class Measurement:
+    def __init__(self, plan: Plan, card: Card) -> None:
+        self.plan = plan
+        self.card = card
+        self.bodies: list[Readings] = []
+        """One entry a run, read at the end of its body."""
+        self.ends: list[Readings] = []
+        """One entry a run, read after its fixtures are torn down."""
+        self.settled: list[int] = []
+        """Committed host memory before the first run and after each, collected and trimmed; for host leaks only."""
+        self.observer = ModelObserver() if plan.names else None
+        self.children: tuple[str, ...] = ()
+        self._leaks = plan.leak is not None or plan.report
+        self._host_leaks = plan.leak is not None and plan.leak.of == "host"
+        self._gauges = _gauges(plan, card)
+        self._windows: list[Window] = []
+        self._child_watch = ChildWatch()
+        self._undo = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        with contextlib.ExitStack() as undo:
+            self._settle()
+            if self.plan.cap is not None:
+                undo.enter_context(self.card.capped(self.plan.cap))
+            if self.observer is not None:
+                undo.enter_context(self.observer)
+            undo.enter_context(self._child_watch)
+            self._undo = undo.pop_all()
+        if self._host_leaks:
+            self.settled.append(settled())
+        self._open_windows()
+
+    def pause(self) -> None:
+        """A fixture of a wider scope is about to be set up: what it does is not the test's."""
+        for window in self._windows:
+            window.pause()
+        if self.observer is not None:
+            self.observer.pause()
+
+    def resume(self) -> None:
+        # What the wider fixture made must not be found among the test's own objects later.
+        garbage.settle()
+        if self.observer is not None:
+            self.observer.resume()
+        for window in self._windows:
+            window.resume()
+
+    def body_begins(self) -> None:
+        for window in self._windows:
+            window.phase("call")
+
+    def body_ended(self) -> None:
+        """The body has returned; its fixtures are still there."""
+        self.bodies.append(tuple(window.read() for window in self._windows))
+        self.children = self._child_watch.unmeasured()
+
+    def run_ended(self) -> None:
+        """The function fixtures are torn down: what is held now stays."""
+        if self._leaks:
+            garbage.collect_unless_off()
+            release_workspaces()
+        self.ends.append(self._close_windows())
+        if self._host_leaks:
+            self.settled.append(settled())
+
+    def run_begins(self) -> None:
+        """One more run of the same test, with fresh fixtures."""
+        self._settle()
+        self._open_windows()
+
+    def close(self) -> None:
+        """Undoes everything; right at any point, also after a set-up that failed."""
+        self._close_windows()
+        self._undo.close()
+
+    @property
+    def refusals(self) -> int:
+        """Allocations refused so far, whether or not the program caught the error."""
+        return sum(reading.refusals for readings in self.bodies for reading in readings)
+
+    def _settle(self) -> None:
+        garbage.settle()
+        if self._leaks:
+            release_workspaces()
+
+    def _open_windows(self) -> None:
+        for gauge in self._gauges:
+            window = gauge.window()
+            window.open("setup")
+            self._windows.append(window)
+
+    def _close_windows(self) -> Readings:
+        readings = []
+        while self._windows:
+            readings.append(self._windows.pop().close())
+        return tuple(reversed(readings))
+
+
+def _gauges(plan: Plan, card: Card) -> list[SharedGauge]:
+    gauges = card.gauges()
+    if plan.peak is not None and plan.peak.of == "driver":
+        gauges += card.driver_gauges()
+    if (plan.leak is not None or plan.report) and card.backend == "real":
+        gauges.append(shared.cpu_tensors())
+    if plan.host_peak is not None:
+        gauges.append(shared.host())
+    return gauges

@@ -1,0 +1,185 @@
+"""What every source of readings offers, and the windows that share one source.
+
+A *gauge* stands for one place where memory can be: a device's allocator, torch's CPU allocator, the process's committed
+memory. It knows two numbers, the level now and the highest level since it was last asked. Several *windows* can be open on
+one gauge at a time (a test, and `memory.measure(...)` inside it), and the program itself may reset the allocator's peak:
+so nobody reads the gauge's peak directly. Every reset first folds the peak into all open windows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Levels = Mapping[str, int]
+"""Bytes by kind: ``{"allocated": …, "reserved": …}``."""
+
+
+class Gauge(Protocol):
+    device: str
+    """What the numbers belong to: ``cuda:0``, ``cpu``, ``host``."""
+    kinds: tuple[str, ...]
+    """The kinds it can tell; the first is the default of ``of=``."""
+    how: str
+    """How the numbers are got, in words a report prints: ``measured``, ``sampled every 1 ms``."""
+
+    def now(self) -> Levels:
+        """The level at this moment."""
+
+    def take_peaks(self) -> Levels:
+        """The highest level since the last call (or since the gauge began), and start anew from the level now."""
+
+    def refusals(self) -> int:
+        """How many allocations were refused so far (an out-of-memory, caught or not)."""
+
+    def begin(self) -> None:
+        """The first window is about to open: switch on what costs something while it runs."""
+
+    def end(self) -> None:
+        """The last window has closed: switch it off."""
+
+    def unseen(self) -> int:
+        """Bytes alive now that were never seen being allocated; they bound the peak from above."""
+
+    def blindness(self) -> str | None:
+        """Why the numbers cannot be trusted, or None."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one window saw on one gauge. Bytes are absolute: what lived before is in them, as `base`."""
+
+    device: str
+    how: str
+    base: Levels
+    """Held when the window opened, and by wider fixtures set up since."""
+    peak: Levels
+    base_at_peak: Levels
+    end: Levels
+    phases: Mapping[str, Levels] = field(default_factory=dict)
+    """The peak of each named stretch of the window: ``setup``, ``call``."""
+    refusals: int = 0
+    unseen: int = 0
+    """Bytes alive at the end that the gauge never saw allocated; the true peak is at most ``peak + unseen``."""
+    unseen_before: int = 0
+    """Those of them that were there when the window opened, or that wider fixtures brought since."""
+    blind: str | None = None
+
+    def grown(self, kind: str) -> int:
+        """Held at the end over what was held at the start, whether or not torch allocated it."""
+        return self.end[kind] + self.unseen - self.base[kind] - self.unseen_before
+
+
+class SharedGauge:
+    """One gauge and the windows open on it. All resets of the peak go through `fold`."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self.gauge = gauge
+        self._windows: list[Window] = []
+        self._open = 0  # windows that are open, paused ones too
+        # A program's thread may reset the peak while the main thread opens a window.
+        self._lock = threading.RLock()
+
+    def fold(self) -> None:
+        """Gives the peak since the last fold to every running window, and starts it anew."""
+        with self._lock:
+            peaks = self.gauge.take_peaks()
+            for window in self._windows:
+                window._raise_to(peaks)
+
+    def window(self) -> Window:
+        return Window(self)
+
+
+class Window:
+    """A stretch of time on one gauge, with pauses: the set-up of wider fixtures is not the test's."""
+
+    def __init__(self, shared: SharedGauge) -> None:
+        self._shared = shared
+        self._phase = ""
+        self._phases: dict[str, dict[str, int]] = {}
+        self._base: dict[str, int] = {}
+        self._peak: dict[str, int] = {}
+        self._base_at_peak: dict[str, int] = {}
+        self._paused_at: Levels = {}
+        self._unseen_before = 0
+        self._unseen_at_pause = 0
+        self._refusals = 0
+
+    def open(self, phase: str = "") -> None:
+        with self._shared._lock:
+            if not self._shared._open:
+                self._shared.gauge.begin()
+            self._shared._open += 1
+            self._shared.fold()
+            self._base = dict(self._shared.gauge.now())
+            self._unseen_before = self._shared.gauge.unseen()
+            self._refusals = self._shared.gauge.refusals()
+            self._peak = dict(self._base)
+            self._base_at_peak = dict(self._base)
+            self._phase = phase
+            self._shared._windows.append(self)
+
+    def pause(self) -> None:
+        with self._shared._lock:
+            self._shared.fold()
+            self._shared._windows.remove(self)
+            self._paused_at = self._shared.gauge.now()
+            self._unseen_at_pause = self._shared.gauge.unseen()
+
+    def resume(self) -> None:
+        """Goes on; what was allocated or released in the pause belongs to the base."""
+        with self._shared._lock:
+            self._shared.fold()
+            now = self._shared.gauge.now()
+            for kind, level in now.items():
+                self._base[kind] += level - self._paused_at[kind]
+            self._unseen_before += self._shared.gauge.unseen() - self._unseen_at_pause
+            self._shared._windows.append(self)
+            self._raise_to(now)
+
+    def phase(self, name: str) -> None:
+        """What comes from now on is counted under another name as well."""
+        with self._shared._lock:
+            self._shared.fold()
+            self._phase = name
+            self._raise_to(self._shared.gauge.now())
+
+    def read(self) -> Reading:
+        """The reading up to now; the window stays open."""
+        with self._shared._lock:
+            self._shared.fold()
+            gauge = self._shared.gauge
+            return Reading(
+                device=gauge.device,
+                how=gauge.how,
+                base=dict(self._base),
+                peak=dict(self._peak),
+                base_at_peak=dict(self._base_at_peak),
+                end=dict(gauge.now()),
+                phases={name: dict(levels) for name, levels in self._phases.items()},
+                refusals=gauge.refusals() - self._refusals,
+                unseen=gauge.unseen(),
+                unseen_before=self._unseen_before,
+                blind=gauge.blindness(),
+            )
+
+    def close(self) -> Reading:
+        with self._shared._lock:
+            reading = self.read()
+            if self in self._shared._windows:  # closed in a pause, it has left already
+                self._shared._windows.remove(self)
+            self._shared._open -= 1
+            if not self._shared._open:
+                self._shared.gauge.end()
+            return reading
+
+    def _raise_to(self, levels: Levels) -> None:
+        phase = self._phases.setdefault(self._phase, {}) if self._phase else {}
+        for kind, level in levels.items():
+            phase[kind] = max(phase.get(kind, 0), level)
+            if level > self._peak[kind]:
+                self._peak[kind] = level
+                self._base_at_peak[kind] = self._base[kind]

@@ -1,0 +1,44 @@
+"""The gauges of this process, one of each: windows that overlap must share them, or one would reset the other's peak."""
+
+from __future__ import annotations
+
+import functools
+
+from pytest_memleak.meters.accelerator import AcceleratorMemory
+from pytest_memleak.meters.driver import DriverMemory
+from pytest_memleak.meters.gauge import SharedGauge
+from pytest_memleak.meters.host import HostMemory
+from pytest_memleak.meters.tensors import CpuTensors
+
+
+@functools.cache
+def accelerator(kind: str, index: int) -> SharedGauge:
+    memory = AcceleratorMemory(kind, index)
+    gauge = SharedGauge(memory)
+    memory.fold = gauge.fold
+    return gauge
+
+
+@functools.cache
+def cpu_memory() -> CpuTensors:
+    return CpuTensors()
+
+
+@functools.cache
+def cpu_tensors() -> SharedGauge:
+    return SharedGauge(cpu_memory())
+
+
+@functools.cache
+def host_memory() -> HostMemory:
+    return HostMemory()
+
+
+@functools.cache
+def host() -> SharedGauge:
+    return SharedGauge(host_memory())
+
+
+@functools.cache
+def driver(index: int) -> SharedGauge:
+    return SharedGauge(DriverMemory(index))

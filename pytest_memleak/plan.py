@@ -1,0 +1,78 @@
+"""What one test promised, read from its markers and the defaults: plain data, made before anything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_memleak.budget.expression import Expression
+
+MIN_HOST_REPEATS = 3
+# Committed memory is counted in pages, and malloc keeps some of what it got: below this a host leak is noise.
+HOST_LEAK_FLOOR = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit and where it was written."""
+
+    limit: Expression
+    source: str
+
+
+@dataclass(frozen=True)
+class PeakBudget(Budget):
+    of: str | None = None
+    device: str | int | None = None
+    rank: int | None = None
+    model: object = None
+
+
+@dataclass(frozen=True)
+class HostPeakBudget(Budget):
+    model: object = None
+
+
+@dataclass(frozen=True)
+class LeakBudget(Budget):
+    of: str | None = None
+    repeat: int = 1
+    warmups: int = 0
+
+    @property
+    def runs(self) -> int:
+        return self.warmups + self.repeat
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The size of the card a test runs on."""
+
+    bytes: int
+    source: str
+    told: bool = True
+    """Whether the program is told (mem_get_info, device properties), or only refused."""
+    free: int | None = None
+    """How much of the card is not occupied by somebody else; None: all of it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to be watched during one test."""
+
+    peak: PeakBudget | None = None
+    host_peak: HostPeakBudget | None = None
+    leak: LeakBudget | None = None
+    cap: Cap | None = None
+    report: bool = False
+    """Report mode: peak and leak are measured without any limit, and no limit fails the test."""
+    marked: bool = True
+    """False when only the run's --gpu-cap concerns the test: then nothing is measured where there is no real card."""
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return tuple(budget for budget in (self.peak, self.host_peak, self.leak) if budget is not None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The model sizes that the limits mention."""
+        return frozenset[str]().union(*(budget.limit.names for budget in self.budgets))

@@ -1,0 +1,82 @@
+"""pytest's hooks that always run: options, markers, collection. Nothing here imports torch.
+
+What happens around a test is in `hooks.measuring`, which is registered only when a collected test asks for something.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_memleak import marks, settings
+from pytest_memleak.errors import BadInput
+from pytest_memleak.fixtures import card, memory
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["card", "memory"]
+
+SETTINGS = pytest.StashKey["Settings"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    settings.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from pytest_memleak.hooks.reporting import Reporting
+    from pytest_memleak.report.json_file import check_writable
+    from pytest_memleak.workers.worker import is_worker
+
+    for line in marks.help_lines():
+        config.addinivalue_line("markers", line)
+    config.stash[SETTINGS] = read = settings.read(config)
+    if read.json is not None and not is_worker(config):
+        try:
+            check_writable(read.json)
+        except BadInput as error:
+            raise pytest.UsageError(f"--memleak-json: {error}") from None
+    if not is_worker(config):
+        config.pluginmanager.register(Reporting(config, read), "memleak-reporting")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    from pytest_memleak.report.header import header_lines
+
+    return header_lines(config.stash[SETTINGS])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Reads every test's markers once, when all plugins and conftests have had their say about them."""
+    from pytest_memleak.hooks.measuring import BAD_MARK, PLAN, MeasuredTests
+
+    read = session.config.stash[SETTINGS]
+    asked = False
+    for item in session.items:
+        try:
+            plan = marks.read_plan(item, read)
+        except BadInput as error:
+            item.stash[BAD_MARK] = error
+            asked = True
+            continue
+        if plan is not None:
+            item.stash[PLAN] = plan
+            asked = True
+    if asked:
+        session.config.pluginmanager.register(MeasuredTests(read), "memleak-measuring")
+
+
+def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
+    """The body of a test without a verdict passed, but "passed" is not what is counted: the error follows."""
+    return ("", "", "") if getattr(report, "memleak_withheld", False) else None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    from pytest_memleak.workers.worker import is_worker
+
+    if is_worker(session.config):
+        from pytest_memleak.hooks.reporting import tell_versions
+
+        tell_versions(session.config)

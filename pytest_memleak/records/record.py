@@ -1,0 +1,133 @@
+"""The result of one test, as data: made by the checks, sent by a worker, stored in JSON, printed by the reports.
+
+Nothing here knows torch or pytest. Every class turns into plain dictionaries with `as_json` and back with `from_json`,
+so that what a worker sends, what the JSON file holds and what the terminal prints are one and the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["pass", "fail", "inconclusive", "not judged"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a name in a limit meant: ``fp16_size = 2,200,100,864 B (1,100,050,432 parameters × 2 B of LlamaForCausalLM)``."""
+
+    name: str
+    bytes: int
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit as it was written, what it came to, and where it was written."""
+
+    text: str
+    bytes: int
+    source: str
+    terms: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One promise and what became of it."""
+
+    check: str
+    """``max_peak``, ``max_host_peak``, ``max_leak``, ``gpu_cap``."""
+    verdict: Verdict
+    message: str
+    """The first line a person reads: the verdict with both numbers, their unit, and how they were got."""
+    device: str = ""
+    kind: str = ""
+    """``allocated``, ``reserved``, ``committed`` …"""
+    how: str = ""
+    measured: int | None = None
+    """What is held against the limit: an absolute peak, or the growth of a leak."""
+    base: int | None = None
+    """Of a peak: what was there before the test began."""
+    limit: Limit | None = None
+    details: tuple[str, ...] = ()
+    """Further lines: terms of the limit, phases, owners of what leaked."""
+    advice: str = ""
+    """What to do next."""
+    enforced: bool = True
+    """False in report mode and for readings without a limit: shown, never failing."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One ``with memory.measure(name)`` inside a test."""
+
+    name: str
+    device: str
+    kind: str
+    how: str
+    peak: int
+    grown: int
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """The card a test ran on."""
+
+    backend: str
+    """``real``, ``cpu``, ``simulated``."""
+    name: str
+    devices: tuple[str, ...]
+    total: int
+    cap: int | None = None
+    enforcement: str = ""
+    """How the cap holds: ``enforced``, ``judged at the end``, or empty without one."""
+
+
+@dataclass(frozen=True)
+class TestRecord:
+    """Everything that was found out about one run of one test."""
+
+    __test__ = False  # not a test class, whatever pytest makes of the name
+
+    nodeid: str
+    file: str
+    line: int
+    card: CardInfo | None = None
+    results: tuple[CheckResult, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    worker: str = ""
+    attempt: int = 1
+    notes: tuple[str, ...] = ()
+    duration: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst of the results; None when nothing was asked."""
+        order: tuple[Verdict, ...] = ("fail", "inconclusive", "not judged", "pass")
+        seen = {result.verdict for result in self.results if result.enforced}
+        return next((verdict for verdict in order if verdict in seen), None)
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"verdict": self.verdict}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TestRecord:
+        fields = {name: value for name, value in data.items() if name != "verdict"}
+        card = fields.get("card")
+        return cls(
+            **fields
+            | {
+                "card": CardInfo(**card | {"devices": tuple(card["devices"])}) if card else None,
+                "results": tuple(_result(result) for result in fields.get("results", ())),
+                "blocks": tuple(Block(**block) for block in fields.get("blocks", ())),
+                "notes": tuple(fields.get("notes", ())),
+            }
+        )
+
+
+def _result(data: dict[str, Any]) -> CheckResult:
+    limit = data.get("limit")
+    if limit:
+        limit = Limit(**limit | {"terms": tuple(Term(**term) for term in limit["terms"])})
+    return CheckResult(**data | {"limit": limit, "details": tuple(data["details"])})

@@ -1,0 +1,138 @@
+"""How numbers, verdicts and cards are put into words: in one place, so that checks and reports speak alike."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from pytest_memleak.budget.sizes import UNITS, format_size
+from pytest_memleak.records.record import CardInfo, Verdict
+
+_LIMIT_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+_VERDICT_WORDS: dict[Verdict, str] = {
+    "pass": "passed",
+    "fail": "FAILED",
+    "inconclusive": "INCONCLUSIVE",
+    "not judged": "not judged",
+}
+
+
+size = format_size  # the short name reads better inside messages
+
+
+def exact(count: int) -> str:
+    """Bytes to the last one: ``2,200,100,864 B``."""
+    return f"{count:,} B"
+
+
+def compared(left: int, right: int) -> tuple[str, str]:
+    """Two sizes to be compared by eye: never alike unless they are equal."""
+    texts = format_size(left), format_size(right)
+    return (exact(left), exact(right)) if left != right and texts[0] == texts[1] else texts
+
+
+def readable_above(count: int) -> str:
+    """The next size with two figures that is not below, as one writes it in a limit: ``1.3GiB``, ``340MiB``."""
+    unit = next((unit for unit in _LIMIT_UNITS if count < 1000 * UNITS[unit]), _LIMIT_UNITS[-1])
+    steps = 1 if unit == "B" else 10  # bytes have no fractions
+    tenths = math.ceil(Fraction(count * steps, UNITS[unit]))
+    digits = 10 ** max(len(str(tenths)) - 2, 0)
+    return f"{math.ceil(Fraction(tenths, digits)) * digits / steps:.15g}{unit}"
+
+
+def shortened(text: str, width: int) -> str:
+    """Fits a text into a width by leaving out its middle; more is kept of the end, where a test's name stands."""
+    if len(text) <= width:
+        return text
+    if width <= 1:
+        return "…"[:width]
+    head = (width - 1) // 3
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def peak_message(
+    verdict: Verdict, *, measured: int, limit: int | None, kind: str, device: str, how: str, why: str = ""
+) -> str:
+    """First line of ``max_peak``. `why` tells what made it inconclusive or kept it from being judged."""
+    return _message("max_peak", verdict, "peak", measured, limit, f"{kind} on {device}, {how}", why)
+
+
+def host_peak_message(verdict: Verdict, *, measured: int, limit: int | None, kind: str, how: str, why: str = "") -> str:
+    """First line of ``max_host_peak``, which is about growth since the test began."""
+    return _message("max_host_peak", verdict, "host peak grew by", measured, limit, f"{kind} host memory, {how}", why)
+
+
+def leak_message(
+    verdict: Verdict,
+    *,
+    measured: int,
+    limit: int | None,
+    kind: str,
+    device: str,
+    how: str,
+    per_run: bool = False,
+    why: str = "",
+) -> str:
+    """First line of ``max_leak``; `per_run` where the growth of one repetition is judged."""
+    what = "growth per run" if per_run else "still held after the test"
+    return _message("max_leak", verdict, what, measured, limit, f"{kind} on {device}, {how}", why)
+
+
+def cap_message(verdict: Verdict, *, measured: int, cap: int, kind: str, device: str, how: str, why: str = "") -> str:
+    """First line of ``gpu_cap`` where the cap is judged at the end instead of enforced."""
+    return _message("gpu_cap", verdict, "peak", measured, cap, f"{kind} on {device}, {how}", why, limit_word="cap")
+
+
+def sum_line(check: str, measured: int, base: int) -> str:
+    """``base 0.5 GiB + test 1.647 GiB = peak 2.147 GiB``: what was there before, and what the test added."""
+    # A host peak is judged on growth, so the base is not in its number; a card's peak is absolute.
+    test, peak = (measured, base + measured) if check == "max_host_peak" else (measured - base, measured)
+    number, unit = format_size(peak).split()
+    decimals = 0 if unit == "B" else len(number.partition(".")[2]) or 3
+    shown_base = round(base / UNITS[unit], decimals)
+    # The test's part is what is missing between the two figures shown, so that the line adds up for whoever checks it.
+    shown_test = round(float(number) - shown_base, decimals)
+    if (base and not shown_base) or (test and not shown_test):
+        return f"base {format_size(base)} + test {format_size(test)} = peak {number} {unit}"
+    return f"base {shown_base:.15g} {unit} + test {shown_test:.15g} {unit} = peak {number} {unit}"
+
+
+def card_line(card: CardInfo) -> str:
+    """One card in one line, for the header and the summary."""
+    if card.cap is None:
+        return f"{_card_name(card)}, no cap"
+    if card.backend == "cpu":
+        return f"the CPU stands in for a {format_size(card.cap)} card: values are real, the cap is {card.enforcement}"
+    return f"{_card_name(card)}, capped at {format_size(card.cap)} ({card.enforcement})"
+
+
+def _card_name(card: CardInfo) -> str:
+    devices = ", ".join(card.devices)
+    name = card.name if devices.lower() in ("", card.name.lower()) else f"{card.name} ({devices})"
+    simulated = "simulated " if card.backend == "simulated" else ""
+    return f"{simulated}{name}, {format_size(card.total)}"
+
+
+def _message(
+    check: str,
+    verdict: Verdict,
+    what: str,
+    measured: int,
+    limit: int | None,
+    where: str,
+    why: str,
+    limit_word: str = "limit",
+) -> str:
+    if limit is None:
+        return f"{check}: {what} {format_size(measured)}, no limit ({where}){f': {why}' if why else ''}"
+    left, right = compared(measured, limit)
+    # The sign follows the numbers: an inconclusive reading below its limit is shown as just that.
+    numbers = f"{what} {left} {'>' if measured > limit else '≤'} {limit_word} {right} ({where})"
+    if verdict in ("inconclusive", "not judged") and why:
+        return f"{check} {_VERDICT_WORDS[verdict]}: {why}; read: {numbers}"
+    return f"{check} {_VERDICT_WORDS[verdict]}: {numbers}{f'; {why}' if why else ''}"

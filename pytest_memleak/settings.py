@@ -1,0 +1,156 @@
+"""Flags, environment and ini, read once into one frozen object that says where each value came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_memleak.errors import BadInput
+
+ENFORCE = "enforce"
+REPORT = "report"
+MODES = (ENFORCE, REPORT)
+BACKENDS = ("auto", "real", "simulated", "cpu")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option in its three spellings: flag, environment variable, ini."""
+
+    name: str
+    flag: str
+    metavar: str
+    help: str
+
+    @property
+    def ini(self) -> str:
+        return f"memleak_{self.name}"
+
+    @property
+    def environment(self) -> str:
+        return f"MEMLEAK_{self.name.upper()}"
+
+    @property
+    def dest(self) -> str:
+        return f"memleak_{self.name}"
+
+
+OPTIONS = (
+    Option(
+        "gpu_cap",
+        "--gpu-cap",
+        "SIZE",
+        "Give the tests a card of SIZE (16G, 16GiB, 16GB): a real card is capped and says so to whoever asks; "
+        "without one the CPU stands in.",
+    ),
+    Option(
+        "gpu_backend",
+        "--gpu-backend",
+        "BACKEND",
+        "The card tests run on: auto (a real one if there is one, else the CPU), real (an error without one), cpu.",
+    ),
+    Option(
+        "mode",
+        "--memleak-mode",
+        "MODE",
+        "enforce: broken promises fail tests. report: every test's peak and leak are measured and shown, none fails.",
+    ),
+    Option("json", "--memleak-json", "PATH", "Write every result to PATH as JSON (schema pytest-memleak/1)."),
+    Option("max_peak", "--memleak-max-peak", "LIMIT", "Default max_peak for all tests without the marker."),
+    Option(
+        "max_host_peak", "--memleak-max-host-peak", "LIMIT", "Default max_host_peak for all tests without the marker."
+    ),
+    Option(
+        "max_leak", "--memleak-max-leak", "LIMIT", "Default max_leak for all tests without the marker (0: nothing)."
+    ),
+)
+DEFAULT_CHECKS = ("max_peak", "max_host_peak", "max_leak")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as it was typed, and where."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    cap: int | None = None
+    cap_given: Given | None = None
+    backend: str = "auto"
+    backend_given: Given | None = None
+    mode: str = ENFORCE
+    json: Path | None = None
+    defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
+
+    @property
+    def reporting(self) -> bool:
+        return self.mode == REPORT
+
+
+def add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("memleak", "memory of PyTorch programs (pytest-memleak)")
+    for option in OPTIONS:
+        # No argparse default: it would hide what environment and ini say.
+        group.addoption(option.flag, dest=option.dest, metavar=option.metavar, default=None, help=option.help)
+        parser.addini(option.ini, f"{option.flag} as a setting; environment: {option.environment}.", default=None)
+
+
+def read(config: pytest.Config) -> Settings:
+    """The settings of this run; what cannot be read is a usage error that names where it was written."""
+    from pytest_memleak.budget.expression import parse
+    from pytest_memleak.budget.sizes import parse_size
+
+    given = {option.name: value for option in OPTIONS if (value := _given(config, option)) is not None}
+
+    def checked(name: str, read: Any) -> Any:
+        try:
+            return read(given[name].text)
+        except BadInput as error:
+            raise pytest.UsageError(f"{given[name].source}: {error}") from None
+
+    for name in DEFAULT_CHECKS:
+        if name in given:
+            checked(name, lambda text, zero=name == "max_leak": parse(text, zero=zero))
+    return Settings(
+        cap=checked("gpu_cap", parse_size) if "gpu_cap" in given else None,
+        cap_given=given.get("gpu_cap"),
+        backend=checked("gpu_backend", _backend) if "gpu_backend" in given else "auto",
+        backend_given=given.get("gpu_backend"),
+        mode=checked("mode", _one_of(MODES)) if "mode" in given else ENFORCE,
+        json=config.invocation_params.dir / given["json"].text if "json" in given else None,
+        defaults={name: given[name] for name in DEFAULT_CHECKS if name in given},
+    )
+
+
+def _given(config: pytest.Config, option: Option) -> Given | None:
+    if (flag := config.getoption(option.dest)) is not None:
+        return Given(flag, f"{option.flag} on the command line")
+    if environment := os.environ.get(option.environment):
+        return Given(environment, f"the environment variable {option.environment}")
+    if ini := config.getini(option.ini):
+        place = f" in {config.inipath.name}" if config.inipath else ""
+        return Given(str(ini), f"{option.ini}{place}")
+    return None
+
+
+def _one_of(allowed: tuple[str, ...]) -> Any:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise BadInput(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def _backend(text: str) -> str:
+    if text.split(":")[0] == "simulated":
+        raise BadInput("the simulated card is not in this release; use auto (the CPU stands in without a GPU) or cpu")
+    return str(_one_of(BACKENDS)(text))

@@ -1,0 +1,150 @@
+"""transformers' loads, seen at their start, when the model has its shapes and no memory yet, and at their return.
+
+Checked with transformers 4.50.0 and 5.23.0: both have `PreTrainedModel.from_pretrained`, which calls
+`HfQuantizer.preprocess_model` (layers are replaced) and then `_load_pretrained_model` (weights are read).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pytest_memleak.budget.checkpoint import Stored, read_headers
+from pytest_memleak.budget.model_sizes import ModelSizes, of_module, of_weights
+from pytest_memleak.budget.names import NAMES
+from pytest_memleak.budget.seen import remember
+from pytest_memleak.budget.weights import Weight, held_bytes, weights_of
+from pytest_memleak.errors import BadInput, Inconclusive
+from pytest_memleak.upstream.patches import Patch
+from pytest_memleak.upstream.where import caller, shown
+
+
+@dataclass(eq=False)
+class Load:
+    """One call of from_pretrained."""
+
+    order: int
+    title: str
+    weights: list[Weight] | None = None
+    sizes: ModelSizes | None = None
+    """None until the load has come so far that the model's shapes are known."""
+
+
+class Loads:
+    """The loads of a window, the outermost ones; what a load loads on its way is a part of it."""
+
+    def __init__(self, order: Callable[[], int]) -> None:
+        self.done: list[Load] = []
+        self._order = order
+        self._models: dict[int, tuple[weakref.ref[nn.Module], Load]] = {}
+        self._thread = threading.local()
+
+    def patches(self, base: Any) -> list[Patch]:
+        """What has to be entered to see the loads of `base`, transformers' PreTrainedModel."""
+        quantizer = import_module("transformers.quantizers.base").HfQuantizer
+        return [
+            Patch(base, "from_pretrained", self._from_pretrained, parameters=["pretrained_model_name_or_path"]),
+            Patch(base, "_load_pretrained_model", self._read_weights, parameters=["model", "checkpoint_files"]),
+            Patch(quantizer, "preprocess_model", self._quantize, parameters=["model"]),
+        ]
+
+    def running(self) -> list[Load]:
+        """Those this thread is in, the outermost first."""
+        loads: list[Load] = self._thread.__dict__.setdefault("loads", [])
+        return loads
+
+    def inside(self, module: nn.Module) -> list[Load]:
+        """The loads whose models are parts of `module`, or are it."""
+        found = []
+        for part in nn.Module.modules(module):
+            ref, load = self._models.get(id(part), (None, None))
+            # Where a whole cycle is collected, weak references are cleared before the objects end.
+            if ref is not None and load is not None and ref() in (part, None):
+                found.append(load)
+        return found
+
+    def _from_pretrained(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(found)
+        def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+            with self._load(cls) as load:
+                result = found(cls, *args, **kwargs)
+                model = result[0] if isinstance(result, tuple) else result
+                if not self.running()[1:] and isinstance(model, nn.Module):
+                    self._returned(load, model)
+                return result
+
+        return from_pretrained
+
+    @contextmanager
+    def _load(self, cls: type) -> Iterator[Load]:
+        load = Load(self._order(), f"{cls.__name__} (loaded at {shown(caller())})")
+        running = self.running()
+        running.append(load)
+        try:
+            yield load
+        except BaseException as error:
+            if load.sizes is not None:
+                load.sizes = load.sizes.without("final_size", f"its load ended with {type(error).__name__}")
+            raise
+        finally:
+            running.pop()
+            # Before the shapes are known there was no model: the path was wrong, a package was missing.
+            if not running and load.sizes is not None:
+                self.done.append(load)
+
+    def _quantize(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(found)
+        def preprocess_model(quantizer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self._started(model, {})  # the last moment before its layers are replaced
+            return found(quantizer, model, *args, **kwargs)
+
+        return preprocess_model
+
+    def _read_weights(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(found)
+
+        @functools.wraps(found)
+        def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            self._started(given["model"], _headers(given.get("checkpoint_files")))
+            return found(*args, **kwargs)
+
+        return _load_pretrained_model
+
+    def _started(self, model: nn.Module, stored: dict[str, Stored]) -> None:
+        if not self.running():
+            return  # a private step of transformers, used by itself
+        load = self.running()[-1]
+        try:
+            if load.weights is None:
+                load.weights = weights_of(model)
+            load.sizes = of_weights(load.weights, load.title, stored)
+        except Inconclusive as error:
+            load.sizes = ModelSizes(load.title, {}, dict.fromkeys(NAMES, str(error)))
+        load.sizes = load.sizes.without("final_size", "its load has not returned")
+
+    def _returned(self, load: Load, model: nn.Module) -> None:
+        when = "when its load returned"
+        # Without sizes it was loaded in a way that leaves out the steps that are watched.
+        sizes = load.sizes or of_module(model, title=load.title, when=when)
+        load.sizes = sizes.with_final(held_bytes(model), when)
+        self._models[id(model)] = (weakref.ref(model), load)
+        remember(model, load.sizes)
+
+
+def _headers(files: object) -> dict[str, Stored]:
+    paths = [Path(str(file)) for file in files] if isinstance(files, list | tuple) else []
+    try:
+        return read_headers(paths) if all(path.suffix == ".safetensors" for path in paths) else {}
+    except BadInput:
+        return {}  # transformers is about to read the same file, and says what is wrong with it

@@ -1,0 +1,182 @@
+"""Which models a test built or loaded, and what they were: seen while it happens, without holding on to any of them.
+
+A module is seen as its ``__init__`` begins. If no other module has adopted it, it is a root, and is looked at when it
+dies or when the window ends: by then it is complete, however it was put together. No weak reference is ever taken on a
+tensor, because torch's ``swap_tensors`` refuses tensors that have one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from pytest_memleak.budget.model_sizes import ModelSizes, of_module
+from pytest_memleak.budget.names import NAMES
+from pytest_memleak.budget.weights import all_on_meta, has_weights
+from pytest_memleak.upstream.from_pretrained import Load, Loads
+from pytest_memleak.upstream.patches import Patch
+from pytest_memleak.upstream.where import Place, caller, shown
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A module that no other has adopted so far."""
+
+    order: int
+    ref: weakref.ref[nn.Module]
+    place: Place
+
+
+@dataclass(frozen=True)
+class _Root:
+    order: int
+    sizes: ModelSizes
+    loads: tuple[Load, ...] = ()
+    """The loaded models inside it."""
+    only_planned: bool = False
+    """On the meta device: made to look at, not to use."""
+
+
+class ModelObserver:
+    """Around a test: the root models that were built or loaded, each once, in order."""
+
+    def __init__(self) -> None:
+        # Re-entrant: a collection may end a module in the very thread that holds it.
+        self._lock = threading.RLock()
+        self._count = itertools.count()
+        self._loads = Loads(lambda: next(self._count))
+        self._built: dict[int, _Built] = {}
+        self._gone: list[_Root] = []
+        self._undo = ExitStack()
+        self._result: list[ModelSizes] | None = None
+
+    def __enter__(self) -> ModelObserver:
+        with ExitStack() as undo:
+            self._undo = undo
+            undo.enter_context(Patch(nn.Module, "__init__", self._watch_init))
+            undo.enter_context(Patch(nn.Module, "__del__", self._watch_end, own=True))
+            # transformers may be imported in the middle of a test: its base class is a subclass of torch's.
+            undo.enter_context(Patch(nn.Module, "__init_subclass__", self._watch_subclasses, own=True))
+            undo.callback(register_module_module_registration_hook(self._adopted).remove)
+            base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+            if base is not None:
+                self._watch_loads(base)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+        self._result = self.models()
+        self._built.clear()
+
+    def models(self) -> list[ModelSizes]:
+        """The root models so far; after the window, those it ended with."""
+        if self._result is not None:
+            return list(self._result)
+        with self._lock:
+            built, roots = list(self._built.values()), list(self._gone)
+        for entry in built:
+            module = entry.ref()
+            if module is not None and has_weights(module):
+                roots.append(self._look(entry, module))
+        inside = {load for root in roots for load in root.loads}
+        roots += [
+            _Root(load.order, load.sizes)
+            for load in list(self._loads.done)
+            if load.sizes is not None and load not in inside
+        ]
+        real = [root for root in roots if not root.only_planned] or roots
+        return [root.sizes for root in sorted(real, key=lambda root: root.order)]
+
+    def _watch_init(self, found: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(found)
+        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            # What a load builds belongs to the load.
+            if not self._loads.running() and self._entry(module) is None:
+                entry = _Built(next(self._count), weakref.ref(module), caller(past="__init__"))
+                with self._lock:
+                    self._built[id(module)] = entry
+            found(module, *args, **kwargs)
+
+        return __init__
+
+    def _entry(self, module: nn.Module | None) -> _Built | None:
+        entry = self._built.get(id(module))
+        # Where a whole cycle is collected, weak references are cleared before the objects end.
+        return entry if entry is not None and entry.ref() in (module, None) else None
+
+    def _adopted(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        with self._lock:
+            if self._entry(child) is not None:
+                del self._built[id(child)]
+
+    def _watch_end(self, found: Callable[[nn.Module], None] | None) -> Callable[[nn.Module], None]:
+        def __del__(module: nn.Module) -> None:
+            with self._lock:
+                entry = self._entry(module)
+                if entry is not None:
+                    del self._built[id(module)]
+            if entry is not None and has_weights(module):
+                self._gone.append(self._look(entry, module))
+            if found is not None:
+                found(module)
+
+        return __del__
+
+    def _watch_subclasses(self, found: Callable[..., None] | None) -> Any:
+        def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:
+            if found is None:
+                super(nn.Module, cls).__init_subclass__(**kwargs)  # type: ignore[misc]
+            else:
+                found(cls, **kwargs)
+            if cls.__name__ == "PreTrainedModel" and cls.__module__ == "transformers.modeling_utils":
+                self._watch_loads(cls)
+
+        return classmethod(__init_subclass__) if found is None else __init_subclass__
+
+    def _watch_loads(self, base: Any) -> None:
+        for patch in self._loads.patches(base):
+            self._undo.enter_context(patch)
+
+    def _look(self, entry: _Built, module: nn.Module) -> _Root:
+        title = f"{type(module).__name__} (built at {shown(entry.place)})"
+        try:
+            sizes = of_module(module, title=title, when="when it was last seen")
+            loads = tuple(self._loads.inside(module))
+            return _Root(entry.order, _with_what_loads_know(sizes, loads), loads, all_on_meta(module))
+        # A module may be of any kind, half built, half gone; at its end an exception would only be printed and lost.
+        except Exception as error:  # noqa: BLE001
+            return _Root(
+                entry.order, ModelSizes(title, {}, dict.fromkeys(NAMES, f"looking at it raised {error!r:.200}"))
+            )
+
+
+def _with_what_loads_know(sizes: ModelSizes, loads: tuple[Load, ...]) -> ModelSizes:
+    """A wrapper's sizes, better where a load inside it has seen more: another quantizer, the checkpoint's dtype."""
+    known = [load.sizes for load in loads if load.sizes is not None]
+    if len(known) == 1 and _adds_nothing(sizes, known[0]):
+        return known[0]
+    for inner in known:
+        theirs, mine = inner.terms.get("largest_param"), sizes.terms.get("largest_param")
+        if theirs is not None and mine is not None and theirs.bytes > mine.bytes:
+            sizes = sizes.with_largest(theirs)
+    return sizes
+
+
+def _adds_nothing(wrapper: ModelSizes, inner: ModelSizes) -> bool:
+    mine, theirs = wrapper.terms.get("fp16_size"), inner.terms.get("fp16_size")
+    # A wrapper that cannot be told has a quantizer inside that only its load understood.
+    return mine is None or (theirs is not None and mine.bytes == theirs.bytes)

@@ -1,0 +1,38 @@
+"""The line of a user's program that caused something deep inside the libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import FrameType
+
+Place = tuple[str, int]
+"""File and line; the file is empty where no user's code was on the stack."""
+
+_LIBRARIES = {"torch", "transformers", "accelerate", "peft", "bitsandbytes", "pytest_memleak"}
+# What of the standard library calls on a library's behalf.
+_LIBRARIES |= {"contextlib", "functools", "threading", "concurrent"}
+
+
+def caller(past: str = "") -> Place:
+    """The first frame outside the libraries, and outside functions named `past` unless there are no others."""
+    frame: FrameType | None = sys._getframe(1)
+    nearest: Place | None = None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
+            place = frame.f_code.co_filename, frame.f_lineno
+            if frame.f_code.co_name != past:
+                return place
+            nearest = nearest or place
+        frame = frame.f_back
+    return nearest or ("", 0)
+
+
+def shown(place: Place) -> str:
+    """``tests/test_load.py:12``, relative where it lies below the working directory."""
+    file, line = place
+    if not file:
+        return f"an unknown line of thread {threading.current_thread().name}"
+    relative = os.path.relpath(file)
+    return f"{file if relative.startswith(os.pardir) else relative}:{line}"

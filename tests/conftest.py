@@ -1,0 +1,97 @@
+"""How the plugin's behaviour is tested: in small projects of their own, run by pytest in this process or in another.
+
+The projects' tests name no device. On a machine with a GPU each is run twice: on the CPU as card, and with the GPU as torch's
+default device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# pytester forgets what an inner run imported. torch cannot be imported twice in a process, nor may there be two sets of
+# gauges on one allocator: so both are here before any inner run.
+import torch
+
+import pytest_memleak.blocks
+import pytest_memleak.hooks.running
+import pytest_memleak.ledger.owners  # noqa: F401
+
+torch.set_num_threads(1)  # workers share the cores
+pytest_plugins = ["pytester"]
+
+Run = Callable[..., pytest.RunResult]
+Records = Callable[[], dict[str, Any]]
+
+_ON_THE_GPU = """
+import pytest, torch
+
+@pytest.fixture(autouse=True, scope="session")
+def on_the_gpu():
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer's shell says about caps and modes is not the tests' business."""
+    for name in ("GPU_CAP", "GPU_BACKEND", "MODE", "JSON", "MAX_PEAK", "MAX_HOST_PEAK", "MAX_LEAK"):
+        monkeypatch.delenv(f"MEMLEAK_{name}", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def run_on_cpu(pytester: pytest.Pytester) -> Run:
+    """Runs a test file's text on the CPU as card, in this process: torch is imported once for all of them."""
+
+    def run_text(text: str, *args: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=text)
+        return pytester.runpytest_inprocess("--gpu-backend=cpu", "-p", "no:cacheprovider", *args)
+
+    return run_text
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, run_on_cpu: Run) -> Run:
+    """The same on the CPU, and on the GPU if there is one."""
+    if request.param == "cpu":
+        return run_on_cpu
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    pytester.makeconftest(_ON_THE_GPU)
+
+    def run_text(text: str, *args: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=text)
+        return pytester.runpytest_inprocess("--gpu-backend=real", "-p", "no:cacheprovider", *args)
+
+    return run_text
+
+
+@pytest.fixture(params=["serial", "xdist"])
+def run_both_ways(request: pytest.FixtureRequest, pytester: pytest.Pytester, run_on_cpu: Run) -> Run:
+    """On the CPU as card, serially and on two workers."""
+    if request.param == "serial":
+        return run_on_cpu
+
+    def run_text(text: str, *args: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=text)
+        return pytester.runpytest_subprocess("-n", "2", "--gpu-backend=cpu", "-p", "no:cacheprovider", *args)
+
+    return run_text
+
+
+@pytest.fixture
+def records(pytester: pytest.Pytester) -> Records:
+    """The tests of the JSON report ``out.json`` by the last part of their node id."""
+
+    def read() -> dict[str, Any]:
+        document = json.loads(Path(pytester.path, "out.json").read_text())
+        return {test["nodeid"].rpartition("::")[2]: test for test in document["tests"]}
+
+    return read
