@@ -7,19 +7,14 @@ default device.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-
-# pytester forgets what an inner run imported. torch cannot be imported twice in a process, nor may there be two sets of
-# gauges on one allocator: so both are here before any inner run.
 import torch
-
-import pytest_memleak.blocks
-import pytest_memleak.hooks.running
-import pytest_memleak.ledger.owners  # noqa: F401
 
 torch.set_num_threads(1)  # workers share the cores
 pytest_plugins = ["pytester"]
@@ -46,13 +41,40 @@ def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+class _KeepsModules:
+    """pytester forgets what an inner run imported, but torch and transformers cannot be imported twice in one process,
+    and there must not be two sets of gauges on one allocator."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._modules: dict[str, ModuleType] = {}
+
+    def pytest_unconfigure(self) -> None:
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file is None or not Path(file).is_relative_to(self._folder):
+                self._modules[name] = module
+
+    def restore(self) -> None:
+        for name, module in self._modules.items():
+            sys.modules.setdefault(name, module)
+
+
+def run_in_process(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    keeper = _KeepsModules(pytester.path)
+    try:
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args, plugins=[keeper])
+    finally:
+        keeper.restore()
+
+
 @pytest.fixture
 def run_on_cpu(pytester: pytest.Pytester) -> Run:
     """Runs a test file's text on the CPU as card, in this process: torch is imported once for all of them."""
 
     def run_text(text: str, *args: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=text)
-        return pytester.runpytest_inprocess("--gpu-backend=cpu", "-p", "no:cacheprovider", *args)
+        return run_in_process(pytester, "--gpu-backend=cpu", *args)
 
     return run_text
 
@@ -68,7 +90,7 @@ def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, run_on_cpu: R
 
     def run_text(text: str, *args: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=text)
-        return pytester.runpytest_inprocess("--gpu-backend=real", "-p", "no:cacheprovider", *args)
+        return run_in_process(pytester, "--gpu-backend=real", *args)
 
     return run_text
 

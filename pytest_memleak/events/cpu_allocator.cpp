@@ -1,27 +1,21 @@
-// Counts every block of torch's CPU allocator, and samples the process's committed memory, without the GIL.
+// Counts every block of torch's CPU allocator, and refuses what goes over a cap.
 //
 // Built on first use by native.py, called by ctypes: plain C functions, no exception may leave them.
-// Whatever is reached by a deleter or a thread lives for ever: tensors are released after static destructors ran.
+// Whatever a deleter reaches lives for ever: tensors are released after static destructors ran.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
 
-#include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <unordered_map>
 
 namespace {
@@ -170,45 +164,6 @@ CountingAllocator& counting() {
   return *allocator;
 }
 
-// ---- committed memory, sampled ----------------------------------------------------------------------------------
-
-std::atomic<int64_t> host_peak{0};
-std::atomic<uint64_t> host_turn{0};  // odd while a sampler runs; a sampler stops when it is no longer its turn
-
-int open_statm() {
-  return open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-}
-
-int64_t read_statm(int file) {
-  char text[128];
-  const ssize_t length = pread(file, text, sizeof(text) - 1, 0);
-  if (length <= 0) {
-    return -1;
-  }
-  text[length] = '\0';
-  long long size = 0, resident = 0, shared = 0;
-  if (std::sscanf(text, "%lld %lld %lld", &size, &resident, &shared) != 3) {
-    return -1;
-  }
-  static const int64_t page = sysconf(_SC_PAGESIZE);
-  return (resident - shared) * page;
-}
-
-void sample_host(uint64_t turn, int64_t period_us) {
-  // Signals are for the program's own threads.
-  sigset_t all;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, nullptr);
-  const int file = open_statm();
-  while (file >= 0 && host_turn.load() == turn) {
-    raise_to(host_peak, read_statm(file));
-    std::this_thread::sleep_for(std::chrono::microseconds(period_us));
-  }
-  if (file >= 0) {
-    close(file);
-  }
-}
-
 // ---- fork: no lock may be held by a thread that the child does not have -----------------------------------------
 
 void before_fork() {
@@ -221,12 +176,6 @@ void after_fork() {
   for (Shard& shard : shards()) {
     shard.mutex.unlock();
   }
-}
-
-void after_fork_in_child() {
-  after_fork();
-  // The sampling thread stayed in the parent.
-  host_turn.store((host_turn.load() + 1) & ~uint64_t{1});
 }
 
 }  // namespace
@@ -242,7 +191,7 @@ int memleak_install() {
   if (!found || !found->raw_deleter()) {
     return 1;
   }
-  pthread_atfork(&before_fork, &after_fork, &after_fork_in_child);
+  pthread_atfork(&before_fork, &after_fork, &after_fork);
   inner = found;
   inner_deleter = found->raw_deleter();
   c10::SetCPUAllocator(&counting(), UINT8_MAX);
@@ -330,38 +279,5 @@ int64_t memleak_live_since(uint64_t mark, uint64_t* addresses, int64_t* bytes, i
     }
   }
   return count;
-}
-
-int64_t memleak_host_now() {
-  const int file = open_statm();
-  if (file < 0) {
-    return -1;
-  }
-  const int64_t bytes = read_statm(file);
-  close(file);
-  return bytes;
-}
-
-// 0: sampling. 1: no thread could be started.
-int memleak_host_begin(int64_t period_us) {
-  const uint64_t turn = (host_turn.load() + 1) | 1;
-  host_turn.store(turn);
-  try {
-    std::thread(sample_host, turn, period_us).detach();
-  } catch (...) {
-    host_turn.store(turn + 1);
-    return 1;
-  }
-  return 0;
-}
-
-void memleak_host_end() {
-  host_turn.store((host_turn.load() + 1) & ~uint64_t{1});
-}
-
-int64_t memleak_host_take_peak() {
-  const int64_t now = memleak_host_now();
-  raise_to(host_peak, now);
-  return host_peak.exchange(now);
 }
 }

@@ -18,8 +18,9 @@ Observer = Callable[[list[object]], None]
 
 # At most how many objects we froze, or None while nothing of ours is frozen.
 _frozen: int | None = None
-# What may be frozen without having been listed: the list itself, what observers note.
-_OWN_OBJECTS = 50
+# What may be frozen without being anybody's wish: CPython freezes some objects as it starts (375 in 3.12), and what
+# the observers note is not listed. A program that freezes does so with all it has.
+_NOBODYS = 5_000
 _observers: list[weakref.WeakMethod[Observer]] = []
 
 
@@ -38,8 +39,8 @@ def settle() -> bool:
     what it left: everything still works then, and costs more.
     """
     global _frozen
-    # Counting what is frozen takes as long as a collection, unless it is nothing: not asked again once we froze.
-    may_freeze = collect_unless_off() and (_frozen is not None or gc.get_freeze_count() == 0)
+    # Counting what is frozen takes as long as a collection, unless it is little: not asked again once we froze.
+    may_freeze = collect_unless_off() and (_frozen is not None or gc.get_freeze_count() <= _NOBODYS)
     present = gc.get_objects()
     for reference in list(_observers):
         if observer := reference():
@@ -62,7 +63,7 @@ def thaw() -> None:
     """Makes what `settle` froze visible and collectable again."""
     global _frozen
     # More than we left: the program froze objects after us, and those stay.
-    if _frozen is not None and gc.get_freeze_count() <= _frozen + _OWN_OBJECTS:
+    if _frozen is not None and gc.get_freeze_count() <= _frozen + _NOBODYS:
         gc.unfreeze()
     _frozen = None
 

@@ -1,4 +1,4 @@
-"""Builds and loads the native library: counting CPU allocator and host sampler (cpu_allocator.cpp).
+"""Builds and loads the native library: counting CPU allocator (cpu_allocator.cpp) and host sampler (host_sampler.cpp).
 
 It is built on first use with the C++ compiler of the machine and kept in the user's cache folder, one file per torch
 build. A machine without a compiler does without it.
@@ -25,7 +25,7 @@ from pytest_memleak.errors import Unavailable
 ENGINE_VARIABLE = "MEMLEAK_CPU_ENGINE"
 ENGINES = ("auto", "exact", "dispatch")
 
-_SOURCE = Path(__file__).with_name("cpu_allocator.cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_allocator.cpp", "host_sampler.cpp"))
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT = 180.0
 
@@ -99,10 +99,10 @@ def _cached_file() -> Path:
             str(torch.compiled_with_cxx11_abi()),
             str(sysconfig.get_config_var("SOABI")),
             sysconfig.get_platform(),
-            _SOURCE.read_text(encoding="utf-8"),
+            *(source.read_text(encoding="utf-8") for source in _SOURCES),
         )
     )
-    return _cache_folder() / f"cpu_allocator-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    return _cache_folder() / f"engine-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
 
 
 def _cache_folder() -> Path:
@@ -146,7 +146,7 @@ def _command(compiler: list[str], output: str) -> list[str]:
         f"-std={_standard()}",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         f"-I{root / 'include'}",
-        str(_SOURCE),
+        *map(str, _SOURCES),
         f"-L{root / 'lib'}",
         "-lc10",
         "-pthread",

@@ -8,6 +8,7 @@ the body's "passed" is not counted.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,12 @@ class MeasuredTests:
             return (yield)
         finally:
             test.resume()
+
+    def pytest_sessionfinish(self) -> None:
+        if "torch" in sys.modules:
+            from pytest_memleak.events import garbage
+
+            garbage.thaw()
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         if fixturedef.scope != "function":

@@ -82,9 +82,15 @@ class RunningTest:
         self.body_passed = True
         judging.judge_body(self)
 
+    @property
+    def refused(self) -> int:
+        """Allocations that the card refused, and that the test did not say it expected to be."""
+        return self.measurement.refusals - self.expected.count
+
     def body_failed(self, error: BaseException) -> None:
         self.measurement.body_ended()
-        if judging.is_out_of_memory(error):
+        # Loaders wrap the error on its way: that an allocation was refused is known all the same.
+        if judging.is_out_of_memory(error) or self.refused:
             judging.out_of_memory(self, error)
             self.explanation = failure_text(self.results)
 

@@ -58,6 +58,9 @@ class ModelObserver:
         self._loads = Loads(lambda: next(self._count))
         self._built: dict[int, _Built] = {}
         self._gone: list[_Root] = []
+        self._pauses: list[tuple[int, int]] = []
+        """First and last place in the order of what belongs to somebody else, such as a wider fixture."""
+        self._paused_from = 0
         self._undo = ExitStack()
         self._result: list[ModelSizes] | None = None
 
@@ -82,6 +85,13 @@ class ModelObserver:
         self._result = self.models()
         self._built.clear()
 
+    def pause(self) -> None:
+        """What is built or loaded from now on is not the test's."""
+        self._paused_from = next(self._count)
+
+    def resume(self) -> None:
+        self._pauses.append((self._paused_from, next(self._count)))
+
     def models(self) -> list[ModelSizes]:
         """The root models so far; after the window, those it ended with."""
         if self._result is not None:
@@ -98,6 +108,7 @@ class ModelObserver:
             for load in list(self._loads.done)
             if load.sizes is not None and load not in inside
         ]
+        roots = [root for root in roots if not any(first < root.order < last for first, last in self._pauses)]
         real = [root for root in roots if not root.only_planned] or roots
         return [root.sizes for root in sorted(real, key=lambda root: root.order)]
 

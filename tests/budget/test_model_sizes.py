@@ -51,6 +51,15 @@ def test_quantized_sizes_take_linear_weights_and_leave_the_head() -> None:
     assert sizes.term("nf4_size").meaning.startswith("1 Linear weights with 15 parameters at 4 bits")
 
 
+def test_the_output_embedding_is_left_whatever_its_name_is() -> None:
+    class Speaking(Net):
+        def get_output_embeddings(self) -> nn.Module:
+            return self.fc
+
+    # The 15 weights of fc stay in fp16, and nothing else is Linear.
+    assert size(sizes_of(Speaking()), "int8_size") == size(sizes_of(Speaking()), "fp16_size") == 2 * 58
+
+
 def test_two_parameters_on_one_memory_count_once() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     model[1].weight = nn.Parameter(model[0].weight.data)  # type: ignore[arg-type]

@@ -36,7 +36,18 @@ def test_children_without_torch_are_not_told() -> None:
         subprocess.run(["/bin/sh", "-c", "true"], check=True, preexec_fn=lambda: time.sleep(0.3))
         os.system("true")
         os.waitpid(os.posix_spawn("/bin/sh", ["sh", "-c", "true"], os.environ), 0)
+    assert watch.unmeasured() == ()
+
+
+def test_a_fork_that_goes_on_to_run_a_program_is_not_told() -> None:
+    with ChildWatch() as quick:
         os.spawnv(os.P_WAIT, "/bin/sh", ["sh", "-c", "true"])
+    assert quick.unmeasured() == ()
+    with ChildWatch() as watch:
+        pid = os.fork()
+        if pid == 0:
+            os.execv("/bin/sh", ["sh", "-c", "sleep 0.3"])
+        os.waitpid(pid, 0)
     assert watch.unmeasured() == ()
 
 
@@ -105,8 +116,8 @@ def test_a_second_window_starts_anew() -> None:
 
 
 def test_everything_is_restored_and_no_thread_ran() -> None:
-    before = (os.fork, os.system, os.posix_spawn, subprocess._fork_exec)  # type: ignore[attr-defined]
+    before = (os.fork, os.system, os.posix_spawn, getattr(subprocess, "_fork_exec", None))
     with ChildWatch() as watch:
         assert os.fork is not before[0]
         assert watch._watcher is None
-    assert (os.fork, os.system, os.posix_spawn, subprocess._fork_exec) == before  # type: ignore[attr-defined]
+    assert (os.fork, os.system, os.posix_spawn, getattr(subprocess, "_fork_exec", None)) == before

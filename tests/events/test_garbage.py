@@ -93,7 +93,7 @@ def test_what_the_program_froze_stays_frozen() -> None:
 
 def test_a_program_that_freezes_after_us_keeps_its_objects_frozen() -> None:
     garbage.settle()
-    more = [Thing() for _ in range(100)]
+    more = [Thing() for _ in range(10_000)]  # a program freezes all it has, not a handful
     gc.freeze()
     garbage.thaw()
     assert gc.get_freeze_count() > 0

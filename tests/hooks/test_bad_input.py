@@ -199,14 +199,7 @@ def test_no_torch_installed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         sitecustomize="""
         import sys
-        from importlib.abc import MetaPathFinder
-
-        class Hide(MetaPathFinder):
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == "torch":
-                    raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-        sys.meta_path.insert(0, Hide())
+        sys.modules["torch"] = None
         """,
         test_it="""
         import pytest
@@ -218,7 +211,7 @@ def test_no_torch_installed(pytester: pytest.Pytester) -> None:
         """,
     )
     pytester.syspathinsert()
-    result = pytester.runpytest_subprocess("--gpu-cap=16G")
+    result = pytester.runpytest_subprocess("--gpu-cap=16G", "--gpu-backend=auto")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*torch is not installed*pip install*"])
 
@@ -227,6 +220,7 @@ def test_torch_too_old(run_on_cpu: Run, monkeypatch: pytest.MonkeyPatch) -> None
     import pytest_memleak.support
 
     monkeypatch.setattr(pytest_memleak.support, "TORCH_FLOOR", "99.1")
+    pytest_memleak.support.require_torch.cache_clear()
     result = run_on_cpu("import pytest\n@pytest.mark.max_peak('1G')\ndef test_it(): ...")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*too old to be measured: install torch 99.1 or later*"])

@@ -28,18 +28,18 @@ def test_allocation_in_a_thread_is_seen(run: Run) -> None:
         from concurrent.futures import ThreadPoolExecutor
         import pytest, torch
 
-        def allocate():
-            return torch.ones(8 * 1024**2, dtype=torch.uint8).numel()
+        def allocate(device):
+            return torch.ones(8 * 1024**2, dtype=torch.uint8, device=device).numel()
 
         @pytest.mark.max_peak("4MiB")
         def test_thread():
-            thread = threading.Thread(target=allocate)
+            thread = threading.Thread(target=allocate, args=[torch.get_default_device()])
             thread.start(); thread.join()
 
         @pytest.mark.max_peak("4MiB")
         def test_pool():
             with ThreadPoolExecutor(2) as pool:
-                pool.submit(allocate).result()
+                pool.submit(allocate, torch.get_default_device()).result()
         """
     )
     result.assert_outcomes(failed=2)

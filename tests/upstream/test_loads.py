@@ -106,6 +106,23 @@ def test_an_out_of_memory_among_the_weights_still_resolves_what_the_model_was(
         only(observer).term("final_size")
 
 
+def test_any_quantizer_is_seen_before_it_replaces_layers(
+    tiny: Tiny, load: Load, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.integrations
+
+    def pack_everything(model: Any, *args: object, **kwargs: object) -> None:
+        for layer in model.model.layers:
+            layer.mlp = torch.nn.Identity()
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(transformers.integrations, "replace_with_bnb_linear", pack_everything)
+    with ModelObserver() as observer:
+        with pytest.raises(torch.OutOfMemoryError):
+            load(checkpoint, bits=4)
+    assert only(observer).term("fp16_size").bytes == sizes_of(tiny()).term("fp16_size").bytes
+
+
 def test_a_load_that_found_nothing_is_no_model(load: Load, tmp_path: Path) -> None:
     with ModelObserver() as observer:
         with pytest.raises((OSError, ValueError)):

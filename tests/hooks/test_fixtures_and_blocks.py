@@ -1,0 +1,116 @@
+"""The fixtures `card` and `memory`, and the same for code without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pytest_memleak
+from pytest_memleak.errors import BudgetExceeded, Inconclusive
+from tests.conftest import Records, Run
+
+
+def test_memory_measures_a_block(run: Run, records: Records) -> None:
+    result = run(
+        """
+        import pytest, torch
+
+        def test_green(memory):
+            with memory.measure("load") as load:
+                kept = torch.ones(2 * 1024**2, dtype=torch.uint8)
+                torch.ones(4 * 1024**2, dtype=torch.uint8)
+            assert load.grown == 2 * 1024**2
+            assert load.peak >= 6 * 1024**2
+            load.limit("8MiB")
+
+        def test_red(memory):
+            with memory.measure("load") as load:
+                load.limit("2MiB")
+                torch.ones(4 * 1024**2, dtype=torch.uint8)
+
+        def test_of_the_model(memory):
+            with memory.measure("build") as build:
+                torch.nn.Linear(1024, 1024, bias=False)
+            build.limit("2.1 * fp16_size")
+            with pytest.raises(AssertionError, match="fp16_size = 2,097,152 B"):
+                build.limit("1.9 * fp16_size")
+
+        @pytest.mark.max_peak("4MiB")
+        def test_does_not_hide_the_peak_from_the_marker(memory):
+            torch.ones(8 * 1024**2, dtype=torch.uint8)
+            with memory.measure("nothing") as nothing:
+                pass
+            nothing.limit("4MiB")
+        """,
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(passed=2, failed=2)
+    (block,) = records()["test_green"]["blocks"]
+    assert (block["name"], block["grown"]) == ("load", 2 * 1024**2)
+
+
+def test_card_serves_fixtures_of_any_scope(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        @pytest.fixture(scope="session")
+        def model(card):
+            return torch.nn.Linear(8, 8).to(card.device)
+
+        def test_it(model, card):
+            assert (card.device, card.backend, card.cap) == ("cpu", "cpu", None)
+
+        @pytest.mark.gpu_cap("1G")
+        def test_capped(card):
+            assert card.cap == card.total == 1024**3
+        """
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_conftest_may_shadow_the_fixtures(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        @pytest.fixture
+        def card():
+            return "ace of spades"
+
+        @pytest.fixture
+        def memory():
+            return "none"
+
+        @pytest.mark.max_peak("4MiB")
+        def test_it(card, memory):
+            assert (card, memory) == ("ace of spades", "none")
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_without_pytest() -> None:
+    with pytest_memleak.measure("build") as build:
+        model = torch.nn.Linear(1024, 1024, bias=False)
+        pytest_memleak.watch(model)
+    assert build.grown >= 4 * 1024**2
+    build.limit("2 * fp16_size + 4GiB")
+    with pytest.raises(BudgetExceeded, match="limit of the block 'build'"):
+        build.limit("1KiB")
+
+
+def test_a_block_is_read_after_its_end() -> None:
+    with pytest_memleak.measure("early") as early, pytest.raises(Inconclusive, match="has not ended"):
+        _ = early.peak
+
+
+def test_help_reads_well(pytester: pytest.Pytester) -> None:
+    markers = pytester.runpytest_inprocess("--markers").stdout.str()
+    assert "@pytest.mark.max_leak(limit=0, of=None, repeat=1, warmups=None): What the test still holds" in markers
+    fixtures = pytester.runpytest_inprocess("--fixtures").stdout.str()
+    assert "card [session scope]" in fixtures
+    assert "memory" in fixtures
+    options = pytester.runpytest_inprocess("--help").stdout.str()
+    assert "--gpu-cap=SIZE" in options
+    assert "memleak_max_peak" in options
