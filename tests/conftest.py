@@ -6,7 +6,9 @@ default device.
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,14 @@ from typing import Any
 import pytest
 import torch
 
+import pytest_memleak
+
 torch.set_num_threads(1)  # workers share the cores
+# Modules of a plugin that an inner run imports would hold that run's session, and with it what its tests leak.
+for found in pkgutil.walk_packages(pytest_memleak.__path__, "pytest_memleak."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+
 pytest_plugins = ["pytester"]
 
 Run = Callable[..., pytest.RunResult]

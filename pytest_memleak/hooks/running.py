@@ -97,9 +97,7 @@ class RunningTest:
     def finish(self) -> None:
         """After the teardown: undoes everything, and judges what is known only now."""
         self.close()
-        if self.body_passed:
-            judging.judge_leak_of(self)
-        else:
+        if not self.body_passed:
             judging.not_judged(self)
         self.leaked = self.body_passed and any(
             result.check == "max_leak" and result.verdict == "fail" and result.enforced for result in self.results
@@ -165,6 +163,9 @@ class RunningTest:
         finally:
             self._let_go_of_what_pytest_keeps()
             self.measurement.run_ended()
+            if self.body_passed:
+                # Now, and not at the end: wider fixtures are still to be torn down, and with them the owners may go.
+                judging.judge_leak_of(self)
 
     def _let_go_of_what_pytest_keeps(self) -> None:
         """pytest holds the torn-down fixtures' values, and what was logged, until its reports are done."""

@@ -117,6 +117,8 @@ def hidden_parts(thing: object) -> Iterator[object]:
     elif type(thing) is types.FunctionType:
         yield thing.__closure__
         yield from thing.__closure__ or ()
+    elif (frame := generator_part(thing, "frame")) is not None:
+        yield frame
     elif is_a(thing, BaseException):
         yield _args(thing)
         yield from _tracebacks(thing)

@@ -194,8 +194,15 @@ class _Climb:
         if telling:
             return Holder("unnamed", self._down_from(best), cycle, ancestors)
         if cycle:
-            return Holder("cycle", self._down_from(next(key for key in ancestors if key in cycle)), cycle, ancestors)
+            first = next(key for key in ancestors if key in cycle)
+            return Holder("cycle", self._down_from(self._whose(first)), cycle, ancestors)
         return Holder("unknown", self._down_from(ancestors[-1]), (), ancestors)
+
+    def _whose(self, key: int) -> int:
+        """The instance, if this is the ``__dict__`` of one: that has no name of its own."""
+        objects = self._search.objects
+        owners = (holder for holder in self._holders.get(key, ()) if own_dict(objects[holder]) is objects[key])
+        return next(owners, key)
 
     def _cycle(self) -> tuple[int, ...]:
         """The objects of a reference cycle, the holder before the held."""

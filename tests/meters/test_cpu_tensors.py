@@ -115,7 +115,7 @@ def test_weights_loaded_in_threads_are_seen_to_the_byte(gauge: CpuTensors, tmp_p
     transformers.LlamaForCausalLM(config).half().save_pretrained(tmp_path)
     garbage.settle()
     with Held(gauge) as held:
-        model = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        model = transformers.LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype=torch.float32)
         held.kept.append(model)
     tensors = [*model.parameters(), *model.buffers()]
     expected = sum(
