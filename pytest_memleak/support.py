@@ -27,7 +27,7 @@ def _release(version: str) -> tuple[int, ...]:
 @functools.cache
 def require_torch() -> None:
     """Raises, with what to do, unless a torch is installed that this package can measure. Does not import it."""
-    if not _can_be_found("torch"):
+    if not has_torch():
         raise Unavailable(
             "this test asks about memory, and torch is not installed: install the one your project uses, or "
             "pip install 'pytest-memleak[torch]'"
@@ -37,8 +37,8 @@ def require_torch() -> None:
         raise Unavailable(f"torch {version} is too old to be measured: install torch {TORCH_FLOOR} or later")
 
 
-def _can_be_found(module: str) -> bool:
+def has_torch() -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec("torch") is not None
     except (ImportError, ValueError):  # hidden on purpose, by a finder that refuses it or an empty entry in sys.modules
         return False

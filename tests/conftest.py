@@ -6,6 +6,7 @@ default device.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import pkgutil
@@ -57,6 +58,7 @@ class _KeepsModules:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._modules: dict[str, ModuleType] = {}
+        self._before = {id(thing) for thing in gc.get_objects() if type(thing) is torch.Tensor}
 
     def pytest_unconfigure(self) -> None:
         for name, module in list(sys.modules.items()):
@@ -67,6 +69,14 @@ class _KeepsModules:
     def restore(self) -> None:
         for name, module in self._modules.items():
             sys.modules.setdefault(name, module)
+        _empty_tensors_born_since(self._before)
+
+
+def _empty_tensors_born_since(before: set[int]) -> None:
+    """pytester holds on to inner sessions: what their tests leak on purpose must not be the base of the next one."""
+    for thing in gc.get_objects():
+        if id(thing) not in before and type(thing) is torch.Tensor and thing.untyped_storage().resizable():
+            thing.untyped_storage().resize_(0)
 
 
 def run_in_process(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:

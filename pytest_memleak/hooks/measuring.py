@@ -155,9 +155,9 @@ class MeasuredTests:
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         from pytest_memleak.cards.probe import accelerator_seen
-        from pytest_memleak.support import require_torch
+        from pytest_memleak.support import has_torch, require_torch
 
-        if not plan.marked and not accelerator_seen():
+        if not plan.marked and not (accelerator_seen() and has_torch()):
             return  # only the run's cap concerns it, and there is no real card to cap
         require_torch()
         from pytest_memleak.cards.card import choose

@@ -216,3 +216,49 @@ def test_serial_and_two_workers_say_the_same(pytester: pytest.Pytester, records:
             }
         )
     assert seen[0] == seen[1]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_each_of_several_devices_must_hold(run_on_gpu: Run, records: Records) -> None:
+    result = run_on_gpu(
+        """
+        import pytest, torch
+
+        def fill(device, size):
+            torch.empty(size * 1024**2, dtype=torch.uint8, device=device)
+
+        @pytest.mark.max_peak("8MiB")
+        def test_second_device_breaks_it():
+            fill("cuda:0", 4)
+            fill("cuda:1", 16)
+
+        @pytest.mark.max_peak("8MiB", device="cuda:0")
+        def test_only_the_first_is_meant():
+            fill("cuda:1", 16)
+
+        @pytest.mark.max_peak("8MiB", device=1)
+        def test_only_the_second_is_meant():
+            fill("cuda:1", 16)
+
+        @pytest.mark.gpu_cap("64MiB")
+        def test_both_are_capped():
+            for device in ("cuda:0", "cuda:1"):
+                assert torch.cuda.mem_get_info(device)[1] == 64 * 1024**2
+                with pytest.raises(torch.OutOfMemoryError):
+                    fill(device, 128)
+
+        KEPT = []
+
+        @pytest.mark.max_leak
+        def test_leaks_on_the_second():
+            KEPT.append(torch.empty(1024**2, dtype=torch.uint8, device="cuda:1"))
+
+        @pytest.mark.max_peak("8MiB", device="cuda:9")
+        def test_no_such_device(): ...
+        """,
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(passed=2, failed=3, errors=1)
+    by_device = {one["device"]: one["verdict"] for one in records()["test_second_device_breaks_it"]["results"]}
+    assert by_device == {"cuda:0": "pass", "cuda:1": "fail"}
+    result.stdout.fnmatch_lines(["*still held after the test 1 MiB > limit 0 B (allocated on cuda:1, measured)*"])

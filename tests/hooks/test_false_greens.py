@@ -144,6 +144,11 @@ def test_memory_that_torch_did_not_allocate_is_not_overlooked(run_on_cpu: Run) -
         """
         import numpy, pytest, torch
 
+        @pytest.fixture(scope="module", autouse=True)
+        def nothing_left_for_other_tests():
+            yield
+            KEPT.clear()
+
         @pytest.fixture
         def born_in_numpy():
             return torch.from_numpy(numpy.ones(8 * 1024**2, dtype=numpy.uint8))

@@ -91,8 +91,9 @@ def test_conftest_may_shadow_the_fixtures(run_on_cpu: Run) -> None:
 
 
 def test_without_pytest() -> None:
+    device = torch.accelerator.current_accelerator() or "cpu"
     with pytest_memleak.measure("build") as build:
-        model = torch.nn.Linear(1024, 1024, bias=False)
+        model = torch.nn.Linear(1024, 1024, bias=False, device=device)
         pytest_memleak.watch(model)
     assert build.grown >= 4 * 1024**2
     build.limit("2 * fp16_size + 4GiB")

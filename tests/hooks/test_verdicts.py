@@ -329,3 +329,35 @@ def test_limit_in_terms_of_the_model_the_test_built(run: Run) -> None:
     )
     result.assert_outcomes(passed=2, failed=1, errors=2)
     result.stdout.fnmatch_lines(["*fp16_size = 2,097,152 B: 1,048,576 parameters × 2 B of Linear*"])
+
+
+def test_host_peak_is_growth_of_committed_memory(run_on_cpu: Run, records: Records) -> None:
+    result = run_on_cpu(
+        """
+        import mmap
+        import pytest
+
+        HELD = bytearray(b"x") * (64 * 1024**2)  # there before: not the test's
+
+        @pytest.mark.max_host_peak("32MiB")
+        def test_green():
+            bytearray(b"x") * (4 * 1024**2)
+
+        @pytest.mark.max_host_peak("32MiB")
+        def test_red():
+            held = bytearray(b"x") * (96 * 1024**2)
+            del held
+
+        @pytest.mark.max_host_peak("32MiB")
+        def test_reserved_but_never_touched_is_not_committed():
+            mmap.mmap(-1, 1024**3).close()
+        """,
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*max_host_peak FAILED: host peak grew by 9* MiB > limit 32 MiB (committed host*sampled*"]
+    )
+    result.stdout.fnmatch_lines(["*resident high-water*"])
+    (red,) = records()["test_red"]["results"]
+    assert 90 * MIB < red["measured"] < 120 * MIB

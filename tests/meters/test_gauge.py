@@ -1,0 +1,159 @@
+"""Windows on a shared gauge, with fed readings: pauses, phases, resets by the program, one window inside another."""
+
+from __future__ import annotations
+
+from pytest_memleak.meters.gauge import Levels, SharedGauge
+
+
+class Fed:
+    """A gauge whose level the test sets."""
+
+    device = "fed"
+    kinds = ("allocated",)
+    how = "fed"
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.highest = 0
+        self.refused = 0
+        self.foreign = 0
+        self.running = 0
+
+    def go(self, *levels: int) -> None:
+        for level in levels:
+            self.level = level
+            self.highest = max(self.highest, level)
+
+    def now(self) -> Levels:
+        return {"allocated": self.level}
+
+    def take_peaks(self) -> Levels:
+        peak, self.highest = self.highest, self.level
+        return {"allocated": peak}
+
+    def refusals(self) -> int:
+        return self.refused
+
+    def begin(self) -> None:
+        self.running += 1
+
+    def end(self) -> None:
+        self.running -= 1
+
+    def unseen(self) -> int:
+        return self.foreign
+
+    def blindness(self) -> str | None:
+        return None
+
+
+def test_peak_is_absolute_and_knows_its_base() -> None:
+    fed = Fed()
+    fed.go(900, 100)
+    window = SharedGauge(fed).window()
+    window.open()
+    fed.go(150, 120)
+    reading = window.close()
+    assert (reading.base["allocated"], reading.peak["allocated"], reading.end["allocated"]) == (100, 150, 120)
+    assert reading.grown("allocated") == 20
+
+
+def test_what_a_pause_brings_is_base_and_its_transient_is_nobodys() -> None:
+    fed = Fed()
+    fed.go(100)
+    window = SharedGauge(fed).window()
+    window.open()
+    fed.go(130, 110)
+    window.pause()
+    fed.go(5000, 310)
+    window.resume()
+    fed.go(350, 325)
+    reading = window.close()
+    assert reading.peak["allocated"] == 350
+    assert reading.base_at_peak["allocated"] == 300
+    assert reading.grown("allocated") == 25  # 10 before the pause, 15 after it
+
+
+def test_base_at_peak_is_that_of_the_moment() -> None:
+    fed = Fed()
+    window = SharedGauge(fed).window()
+    window.open()
+    fed.go(500, 0)
+    window.pause()
+    fed.go(200)
+    window.resume()
+    reading = window.close()
+    assert (reading.peak["allocated"], reading.base_at_peak["allocated"], reading.base["allocated"]) == (500, 0, 200)
+
+
+def test_phases_have_peaks_of_their_own() -> None:
+    fed = Fed()
+    window = SharedGauge(fed).window()
+    window.open("setup")
+    fed.go(70, 20)
+    window.phase("call")
+    fed.go(50, 10)
+    reading = window.close()
+    assert {name: levels["allocated"] for name, levels in reading.phases.items()} == {"setup": 70, "call": 50}
+
+
+def test_fold_keeps_what_a_reset_would_hide() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    window = shared.window()
+    window.open()
+    fed.go(80, 0)
+    shared.fold()
+    fed.take_peaks()  # the program's own reset
+    assert window.close().peak["allocated"] == 80
+
+
+def test_window_inside_a_window_hides_nothing() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    outer, inner = shared.window(), shared.window()
+    outer.open()
+    fed.go(80, 10)
+    inner.open()
+    fed.go(30, 10)
+    assert inner.close().peak["allocated"] == 30
+    assert outer.close().peak["allocated"] == 80
+
+
+def test_read_leaves_the_window_open() -> None:
+    fed = Fed()
+    window = SharedGauge(fed).window()
+    window.open()
+    fed.go(10)
+    assert window.read().peak["allocated"] == 10
+    fed.go(20)
+    assert window.close().peak["allocated"] == 20
+
+
+def test_gauge_runs_while_any_window_is_open_paused_ones_included() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    first, second = shared.window(), shared.window()
+    first.open()
+    second.open()
+    first.pause()
+    assert fed.running == 1
+    second.close()
+    assert fed.running == 1
+    first.close()  # closed in its pause, as after a fixture that failed
+    assert fed.running == 0
+
+
+def test_refusals_and_foreign_memory_are_the_windows_own() -> None:
+    fed = Fed()
+    fed.refused, fed.foreign = 3, 1000
+    window = SharedGauge(fed).window()
+    window.open()
+    fed.refused, fed.foreign = 5, 1200
+    window.pause()
+    fed.foreign = 1900
+    window.resume()
+    reading = window.close()
+    assert reading.refusals == 2
+    assert reading.unseen - reading.unseen_before == 200
+    assert reading.grown("allocated") == 200
