@@ -32,7 +32,8 @@ def main() -> None:
         empty.write_text(_EMPTY + _NO_TORCH)
         with_plugin, without = _alternate(rounds, [[*_PLUGIN, str(empty)], ["-p", "no:memleak", str(empty)]])
         print(
-            f"3000 empty tests, plugin loaded / not loaded: x{with_plugin / without:.3f}  ({with_plugin:.2f} s / {without:.2f} s)"
+            f"3000 empty tests, plugin loaded / not loaded: x{with_plugin / without:.3f} "
+            f"({with_plugin:.2f} s / {without:.2f} s)"
         )
         print("torch was not imported by the plugin (asserted inside both runs)")
         for name, mark in (("max_peak", "@pytest.mark.max_peak('1G')\n"), ("max_leak", "@pytest.mark.max_leak\n")):
@@ -41,9 +42,7 @@ def main() -> None:
             plain.write_text(_WITH_TORCH.format(mark=""))
             one, none = _alternate(rounds, [[*_PLUGIN, str(marked)], [*_PLUGIN, str(plain)]])
             extra = (one - none) / 300 * 1000
-            print(
-                f"a {name} test that does nothing: +{extra:.2f} ms a test, the first one's set-up included (x{one / none:.2f})"
-            )
+            print(f"a {name} test that does nothing: +{extra:.2f} ms a test, the first one's set-up included")
 
 
 # Where the package is only on the path, there is no entry point that loads it.

@@ -47,7 +47,8 @@ def main() -> None:
             ratios.append(measured / plain)
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
         print(
-            f"{name}: x{statistics.median(ratios):.3f} of the loop without (median; {spread}), windows opened and closed included"
+            f"{name}: x{statistics.median(ratios):.3f} of the loop without "
+            f"(median; {spread}), windows opened and closed included"
         )
 
 

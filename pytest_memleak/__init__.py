@@ -17,7 +17,7 @@ __all__ = ["measure", "watch"]
 
 
 def measure(name: str, *, of: str = "allocated") -> Measured:
-    """Measures a block: ``with measure("load") as load: …``, then ``load.peak``, ``load.grown``, ``load.limit("2GiB")``."""
+    """Measures a block: ``with measure("load") as load: …``; then ``load.peak``, ``.grown``, ``.limit("2GiB")``."""
     from pytest_memleak.blocks import Measured
 
     return Measured(name, of=of)

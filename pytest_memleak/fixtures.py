@@ -19,7 +19,7 @@ def current_test(config: pytest.Config) -> RunningTest | None:
 
 
 class CardInUse:
-    """The card of the test that runs now. It serves fixtures of any scope: ask it when you need it, and don't keep the answer."""
+    """The card of the test that runs now. It serves fixtures of any scope: ask it when you need it."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -72,7 +72,7 @@ class Memory:
         self._card = card
 
     def measure(self, name: str, *, of: str = "allocated") -> Measured:
-        """A block to enter with ``with``; it gives ``peak`` and ``grown`` in bytes, and ``limit("1.1 * fp16_size")``."""
+        """A block to enter with ``with``: gives ``peak`` and ``grown`` in bytes, and ``limit("1.1 * fp16_size")``."""
         from pytest_memleak.blocks import Measured
 
         test = current_test(self._config)
@@ -89,5 +89,5 @@ def card(pytestconfig: pytest.Config) -> CardInUse:
 
 @pytest.fixture
 def memory(request: pytest.FixtureRequest, card: CardInUse) -> Memory:
-    """Measures parts of a test: with memory.measure("load") as load: ... gives load.peak, load.grown, load.limit("2GiB")."""
+    """Measures a part: with memory.measure("load") as load: ... gives load.peak, load.grown, load.limit("2GiB")."""
     return Memory(request, card)

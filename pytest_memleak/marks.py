@@ -1,7 +1,7 @@
 """The markers: one function each, whose signature is what users may write and whose docstring is what --markers shows.
 
-`read_plan` turns a test's markers and the run's defaults into a `Plan`. A mistake is a `BadInput` naming file, line and the
-bad text; the plugin makes it an error of that one test.
+`read_plan` turns a test's markers and the run's defaults into a `Plan`. A mistake is a `BadInput` naming file, line and
+the bad text; the plugin makes it an error of that one test.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.nodes import Node
 
 from pytest_memleak.budget.expression import Expression, parse
 from pytest_memleak.budget.sizes import format_size, parse_size
@@ -43,8 +44,9 @@ def max_peak(
 ) -> Callable[[str], Part]:
     """The peak of the card's memory while the test runs, in absolute bytes, must not exceed LIMIT.
 
-    LIMIT is a size ("12G") or an expression over the model's sizes ("0.6 * fp16_size + 200MiB"). of: allocated (default),
-    requested, reserved, driver. device: one device ("cuda:1") instead of each. model: whose sizes ("fixture:llama", a path).
+    LIMIT is a size ("12G") or an expression over the model's sizes ("0.6 * fp16_size + 200MiB"). of: allocated
+    (default), requested, reserved, driver. device: one device ("cuda:1") instead of each. rank: only that rank's.
+    model: whose sizes ("fixture:llama", a path, a config); default: the one the test watches, loads or builds.
     """
     one_of("of", of, PEAK_KINDS)
     if device is not None and (isinstance(device, bool) or not isinstance(device, str | int)):
@@ -66,8 +68,9 @@ def max_leak(
 ) -> Callable[[str], Part]:
     """What the test still holds after its fixtures are torn down must not exceed LIMIT (default: nothing).
 
-    repeat: run it that often with fresh fixtures and judge the growth per run; warmups: runs before, not counted (default 1
-    with repeat, else 0). of="host": committed memory that grows with every run, native leaks too (repeat >= 3).
+    repeat: run it that often with fresh fixtures and judge the growth per run; warmups: runs before, not counted
+    (default 1 with repeat, else 0). of="host": committed memory that grows with every run, native leaks too
+    (repeat >= 3).
     """
     one_of("of", of, LEAK_KINDS)
     for name, value, least in (("repeat", repeat, 1), ("warmups", warmups, 0)):
@@ -83,7 +86,8 @@ def max_leak(
 def gpu_cap(size: str | int, *, told: bool = True, free: str | int | None = None) -> Callable[[str], Part]:
     """The test's card has SIZE bytes: more is refused with torch's own OutOfMemoryError, and whoever asks is told so.
 
-    told=False: refused only, as set_per_process_memory_fraction leaves it. free="6G": the rest is occupied by somebody else.
+    told=False: refused only, as set_per_process_memory_fraction leaves it. free="6G": the rest is occupied by somebody
+    else.
     """
     if not isinstance(told, bool):
         raise BadInput(f"told={told!r}: write True or False")
@@ -147,7 +151,8 @@ def check_host_leak(limit: Expression, repeat: int) -> None:
         )
     if not limit.names and limit.evaluate(_no_names)[0] < HOST_LEAK_FLOOR:
         raise BadInput(
-            f"{limit.text!r} is tighter than committed host memory can be told: allow {format_size(HOST_LEAK_FLOOR)} or more"
+            f"{limit.text!r} is tighter than committed host memory can be told: allow "
+            f"{format_size(HOST_LEAK_FLOOR)} or more"
         )
 
 
@@ -187,6 +192,7 @@ def _closest(item: pytest.Item, name: str) -> tuple[pytest.Mark, str] | None:
     own = [mark for mark in item.own_markers if mark.name == name]
     on_parameters = [mark for mark in own if any(mark is other for other in parameter_marks)]
     on_function = [mark for mark in own if not any(mark is other for other in parameter_marks)]
+    levels: list[tuple[Node, list[pytest.Mark]]]
     levels = [(item, on_parameters), (item, on_function)]
     levels += [(node, [m for m in node.own_markers if m.name == name]) for node in reversed(item.listchain()[:-1])]
     for node, marks in levels:
@@ -199,7 +205,7 @@ def _closest(item: pytest.Item, name: str) -> tuple[pytest.Mark, str] | None:
     return None
 
 
-def mark_location(node: pytest.Item | pytest.Collector, name: str) -> str:
+def mark_location(node: Node, name: str) -> str:
     """``tests/test_load.py:12``, as near to the marker's own line as the source tells."""
     path = getattr(node, "path", None)
     if path is None:
@@ -219,7 +225,11 @@ def _relative(path: Path, root: Path) -> str:
 
 def _defaults(settings: Settings) -> dict[str, Part]:
     """The limits that hold for tests without the marker. The texts were checked when the settings were read."""
-    makers = {"max_peak": max_peak, "max_host_peak": max_host_peak, "max_leak": max_leak}
+    makers: dict[str, Callable[[str], Callable[[str], Part]]] = {
+        "max_peak": max_peak,
+        "max_host_peak": max_host_peak,
+        "max_leak": max_leak,
+    }
     return {name: makers[name](given.text)(given.source) for name, given in settings.defaults.items()}
 
 

@@ -5,20 +5,16 @@ What happens around a test is in `hooks.measuring`, which is registered only whe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from pytest_memleak import marks, settings
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixtures import card, memory
-
-if TYPE_CHECKING:
-    pass
+from pytest_memleak.settings import Settings
 
 __all__ = ["card", "memory"]
 
-SETTINGS = pytest.StashKey["Settings"]()
+SETTINGS = pytest.StashKey[Settings]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

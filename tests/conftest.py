@@ -1,7 +1,7 @@
 """How the plugin's behaviour is tested: in small projects of their own, run by pytest in this process or in another.
 
-The projects' tests name no device. On a machine with a GPU each is run twice: on the CPU as card, and with the GPU as torch's
-default device.
+The projects' tests name no device. On a machine with a GPU each is run twice: on the CPU as card, and with the GPU as
+torch's default device.
 """
 
 from __future__ import annotations

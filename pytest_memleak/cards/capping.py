@@ -1,8 +1,8 @@
 """A cap on a real card: what the caching allocator may reserve, and what the program is told of the card's size.
 
-torch's own limit (`set_per_process_memory_fraction`) refuses, but tells nobody: `mem_get_info` and the device's properties
-go on naming the whole card, and frameworks size their requests by them. So a cap is *told* as well, at the lowest place
-that Python reaches: names imported earlier (`from torch.cuda import mem_get_info`) are told too.
+torch's own limit (`set_per_process_memory_fraction`) refuses, but tells nobody: `mem_get_info` and the device's
+properties go on naming the whole card, and frameworks size their requests by them. So a cap is *told* as well, at the
+lowest place that Python reaches: names imported earlier (`from torch.cuda import mem_get_info`) are told too.
 The only file of this room that touches torch's private API; checked on torch 2.11 (CUDA).
 """
 
@@ -24,7 +24,7 @@ from pytest_memleak.upstream.patches import Patch
 @contextlib.contextmanager
 def capped(cap: Cap, devices: range) -> Iterator[None]:
     """Every device of `devices` is a card of that size until the end, and what it was before afterwards."""
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     with contextlib.ExitStack() as undo:
         rooms = {index: _enforced(cap, index, undo) for index in devices}
         if cap.told:
@@ -45,8 +45,8 @@ def _enforced(cap: Cap, index: int, undo: contextlib.ExitStack) -> int:
     total = torch.cuda.mem_get_info(index)[1]
     if cap.bytes > total:
         raise Unavailable(
-            f"{cap.source}: a cap of {format_size(cap.bytes)} does not fit cuda:{index}, which has {format_size(total)}: "
-            "ask for less, or run it on a larger card"
+            f"{cap.source}: a cap of {format_size(cap.bytes)} does not fit cuda:{index}, which has "
+            f"{format_size(total)}: ask for less, or run it on a larger card"
         )
     # What the allocator keeps for reuse counts as reserved: without this, an earlier test's cache would fill the card.
     torch.cuda.empty_cache()
@@ -89,7 +89,7 @@ def _tell(cap: Cap, limits: dict[int, int], undo: contextlib.ExitStack) -> None:
         return properties
 
     places: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
-        (torch.cuda.cudart(), "cudaMemGetInfo", told_memory),
+        (torch.cuda.cudart(), "cudaMemGetInfo", told_memory),  # type: ignore[no-untyped-call]
         (torch._C, "_accelerator_getMemoryInfo", told_memory),
         (torch.cuda, "_get_device_properties", told_properties),
     ]

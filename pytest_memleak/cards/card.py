@@ -22,8 +22,10 @@ class Card(Protocol):
     backend: str
     device: str
     """Where a test puts its tensors: ``cuda:0``, ``cpu``."""
-    total: int
-    """Bytes, without a cap."""
+
+    @property
+    def total(self) -> int:
+        """Bytes, without a cap."""
 
     def gauges(self) -> list[SharedGauge]:
         """The gauges of its devices."""
@@ -104,8 +106,8 @@ class CpuCard:
         held = tensors.now()["allocated"]
         if held > cap.bytes:
             raise Unavailable(
-                f"{cap.source}: CPU tensors of {format_size(held)} are alive before the test begins, more than its cap of "
-                f"{format_size(cap.bytes)}: release what wider fixtures or earlier tests hold, or raise the cap"
+                f"{cap.source}: CPU tensors of {format_size(held)} are alive before the test begins, more than its cap "
+                f"of {format_size(cap.bytes)}: release what wider fixtures or earlier tests hold, or raise the cap"
             )
         room = cap.bytes if cap.free is None else min(cap.bytes, held + cap.free)
         tensors.set_cap(room)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from pytest_memleak.checks.peak import TermOf, evaluate, inconclusive
 from pytest_memleak.errors import BadInput, Inconclusive
@@ -41,7 +42,7 @@ def judge_host_leak(
         limit = evaluate(budget, term_of)
     except (Inconclusive, BadInput) as error:
         return inconclusive("max_leak", str(error))
-    growth = [after - before for before, after in zip(settled, settled[1:], strict=False)][budget.warmups :]
+    growth = [after - before for before, after in pairwise(settled)][budget.warmups :]
     persistent = round(statistics.median(growth))
     verdict, why = _verdict(persistent, limit, doubts)
     return CheckResult(
@@ -67,7 +68,10 @@ def judge_host_leak(
     )
 
 
-_ADVICE = "let go of it in the test or in a fixture's finalizer; what is built once and kept settles with max_leak(..., warmups=1)"
+_ADVICE = (
+    "let go of it in the test or in a fixture's finalizer; what is built once and kept settles with "
+    "max_leak(..., warmups=1)"
+)
 
 
 def _judge_device(

@@ -73,7 +73,7 @@ def inconclusive(check: str, why: str) -> CheckResult:
 
 def _judge_device(reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
     peak = reading.peak[kind]
-    # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree on the verdict.
+    # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
     highest = peak + reading.unseen
     verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])])
     shown = highest if verdict == "pass" else peak
@@ -155,7 +155,8 @@ def _unseen(reading: Reading) -> tuple[str, ...]:
     if not reading.unseen:
         return ()
     return (
-        f"{size(reading.unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): counted in full",
+        f"{size(reading.unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): "
+        "counted in full",
     )
 
 

@@ -97,8 +97,8 @@ def _judge_cap(test: RunningTest) -> list[CheckResult]:
     assert cap is not None
     if test.refused:
         why = (
-            f"{plural(test.refused, 'allocation was', 'allocations were')} refused under the cap of {format_size(cap.bytes)}, "
-            "and the test went on: how much it needs is not known"
+            f"{plural(test.refused, 'allocation was', 'allocations were')} refused under the cap of "
+            f"{format_size(cap.bytes)}, and the test went on: how much it needs is not known"
         )
         advice = "if it is meant to run out of memory, say so with pytest.raises(torch.OutOfMemoryError)"
         return [CheckResult("gpu_cap", "inconclusive", f"gpu_cap INCONCLUSIVE: {why}", advice=advice)]
@@ -144,7 +144,7 @@ def _card_readings(test: RunningTest) -> list[Reading]:
 
 
 def _highest(runs: Sequence[Sequence[Reading]], kind: str, devices: Sequence[str]) -> list[Reading]:
-    """Of each device the run that went highest; readings that do not tell this kind stay, for the error that says so."""
+    """Of each device the run that went highest; what does not tell this kind stays, for the error that says so."""
     highest: dict[tuple[str, tuple[str, ...]], Reading] = {}
     for reading in (reading for run in runs for reading in run if reading.device in devices):
         key = (reading.device, tuple(reading.peak))

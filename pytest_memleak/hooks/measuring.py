@@ -1,9 +1,9 @@
 """The hooks around each test. Registered only when a collected test asks for something: an idle plugin costs nothing.
 
-A peak is known when the body returns, and fails the test there, so that xfail, reruns and JUnit see an ordinary failure.
-A leak is known only after the teardown. For such a test the reports are held back until then, and the report of the body is
-replaced if the test leaked: one FAILED, not "1 passed, 1 error". What could not be judged is an error of the teardown, and
-the body's "passed" is not counted.
+A peak is known when the body returns, and fails the test there, so that xfail, reruns and JUnit see an ordinary
+failure. A leak is known only after the teardown. For such a test the reports are held back until then, and the report
+of the body is replaced if the test leaked: one FAILED, not "1 passed, 1 error". What could not be judged is an error of
+the teardown, and the body's "passed" is not counted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.outcomes import Failed
 from _pytest.runner import runtestprotocol
 
 from pytest_memleak.errors import BadInput, MemleakError
@@ -34,7 +35,7 @@ RECORD = "memleak"
 """Attribute of a teardown report: the test's record, as plain data."""
 
 
-class Refused(pytest.fail.Exception):
+class Refused(Failed):
     """A test that cannot be judged as it was asked for: an error, also where a failure was expected."""
 
 
@@ -170,7 +171,7 @@ class MeasuredTests:
         self.test.begin()
 
     def _another_plugin_runs(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-        """Lets plugins that run tests in their own way (reruns, forks) do so: they report after the teardown as well."""
+        """Lets plugins that run tests in their own way (reruns, forks) do so: they report after the teardown too."""
         manager = item.config.pluginmanager
         ours = (self, manager.getplugin("runner"))
         arguments = {"item": item, "nextitem": nextitem}

@@ -1,4 +1,4 @@
-"""Which model the names in a test's limits are about: the one it names, else the watched one, else what it loaded or built."""
+"""Which model a test's limits are about: the one it names, else the watched one, else what it loaded or built."""
 
 from __future__ import annotations
 

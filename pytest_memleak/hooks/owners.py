@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from pytest_memleak.checks.leak import Owners
 from pytest_memleak.events import garbage
+from pytest_memleak.events.storages import tensors_among
 from pytest_memleak.meters.gauge import Reading
 
 if TYPE_CHECKING:
@@ -19,12 +18,7 @@ def owners_of(test: RunningTest) -> Owners:
         from pytest_memleak.ledger.owners import explain
 
         kind = reading.device.partition(":")[0]
-        found = [
-            thing
-            for thing in garbage.newcomers()
-            # `type`, not isinstance: a hostile __class__ property must not run inside a census
-            if issubclass(type(thing), torch.Tensor) and str(thing.device).partition(":")[0] == kind  # type: ignore[attr-defined]
-        ]
+        found = [tensor for tensor in tensors_among(garbage.newcomers()) if tensor.device.type == kind]
         # Frozen objects are invisible to the search for referrers.
         garbage.thaw()
         try:

@@ -1,4 +1,4 @@
-"""The hooks that gather every test's record in the process that reports: the controller under xdist, else the only one."""
+"""The hooks that gather every test's record where reports are made: in xdist's controller, else the only process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reporting:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """A worker of pytest-xdist is gone. One that was killed sends no last words; its finished tests are here already."""
+        """A worker of pytest-xdist is gone. One that was killed has no last words, but its finished tests are here."""
         output = getattr(node, "workeroutput", None)
         if output is None:
             self._collected.worker_fell_silent(str(node.gateway.id))

@@ -1,8 +1,8 @@
 """What torch's caching allocator says about one device: requested, allocated and reserved bytes, now and at the peak.
 
-The only file of this room that touches torch's private API. Checked on torch 2.11 (CUDA) and 2.13 (no device): the counters
-behind `torch.cuda.memory_stats` cost 8 µs a call, the public wrapper 57. Other accelerators go through the counters
-behind `torch.accelerator.memory_stats`, which torch has had since 2.9.
+The only file of this room that touches torch's private API. Checked on torch 2.11 (CUDA) and 2.13 (no device): the
+counters behind `torch.cuda.memory_stats` cost 8 µs a call, the public wrapper 57. Other accelerators go through the
+counters behind `torch.accelerator.memory_stats`, which torch has had since 2.9.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOTHING = dict.fromkeys(_COUNTERS, 0)
 class AcceleratorMemory:
     """The gauge of one device. Before the program itself has used the device, it reads zero and makes no context."""
 
-    kinds = tuple(_COUNTERS)
+    kinds: tuple[str, ...] = tuple(_COUNTERS)
     how = "measured"
 
     def __init__(self, kind: str, index: int) -> None:
@@ -79,7 +79,7 @@ class AcceleratorMemory:
 
 def release_workspaces() -> None:
     """Gives back what the matrix libraries keep from their first call on: it is the process's, not a test's."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch._C._cuda_clearCublasWorkspaces()
 
 

@@ -1,4 +1,4 @@
-"""What the card itself has lost: every process on it, contexts and libraries included. The driver keeps no peak: it is sampled."""
+"""What the card itself has lost, to every process, contexts and libraries included. Its driver keeps no peak."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _INTERVAL = 0.005
 class DriverMemory:
     """The gauge of one CUDA device as its driver sees it."""
 
-    kinds = ("driver",)
+    kinds: tuple[str, ...] = ("driver",)
     how = "sampled every 5 ms, all processes on the card"
 
     def __init__(self, index: int) -> None:
         self.device = f"cuda:{index}"
         self._index = index
         # Taken before any cap is told: a capped card answers for the cap, not for the driver.
-        self._ask = torch.cuda.cudart().cudaMemGetInfo
+        self._ask = torch.cuda.cudart().cudaMemGetInfo  # type: ignore[no-untyped-call]
         self._peak = 0
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None

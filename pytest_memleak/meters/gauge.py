@@ -1,9 +1,9 @@
 """What every source of readings offers, and the windows that share one source.
 
 A *gauge* stands for one place where memory can be: a device's allocator, torch's CPU allocator, the process's committed
-memory. It knows two numbers, the level now and the highest level since it was last asked. Several *windows* can be open on
-one gauge at a time (a test, and `memory.measure(...)` inside it), and the program itself may reset the allocator's peak:
-so nobody reads the gauge's peak directly. Every reset first folds the peak into all open windows.
+memory. It knows two numbers, the level now and the highest level since it was last asked. Several *windows* can be open
+on one gauge at a time (a test, and `memory.measure(...)` inside it), and the program itself may reset the allocator's
+peak: so nobody reads the gauge's peak directly. Every reset first folds the peak into all open windows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gauges of this process, one of each: windows that overlap must share them, or one would reset the other's peak."""
+"""The gauges of this process, one of each: overlapping windows must share one, or each would reset the other's peak."""
 
 from __future__ import annotations
 

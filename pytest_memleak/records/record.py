@@ -15,7 +15,7 @@ Verdict = Literal["pass", "fail", "inconclusive", "not judged"]
 
 @dataclass(frozen=True)
 class Term:
-    """What a name in a limit meant: ``fp16_size = 2,200,100,864 B (1,100,050,432 parameters × 2 B of LlamaForCausalLM)``."""
+    """What a name in a limit meant: ``fp16_size``, 2,200,100,864 B, "1,100,050,432 parameters × 2 B of Llama…"."""
 
     name: str
     bytes: int

@@ -1,4 +1,4 @@
-"""The lines at the top of a run. torch is not imported yet, so they say what was asked for and what the machine shows."""
+"""The lines at the top of a run. torch is not imported yet: they say what was asked for and what the machine shows."""
 
 from __future__ import annotations
 

@@ -154,7 +154,9 @@ def test_first_call_workspaces_are_not_a_leak(run_on_gpu: Run) -> None:
         def attention():
             q = torch.randn(1, 4, 64, 32, device="cuda", dtype=torch.bfloat16)
             torch.nn.functional.scaled_dot_product_attention(q, q, q)
-        def linear_half(): torch.nn.Linear(64, 64, device="cuda", dtype=torch.bfloat16)(torch.randn(8, 64, device="cuda", dtype=torch.bfloat16))
+        def linear_half():
+            half = {"device": "cuda", "dtype": torch.bfloat16}
+            torch.nn.Linear(64, 64, **half)(torch.randn(8, 64, **half))
         def spectrum(): torch.fft.fft(torch.randn(1024, device="cuda"))
         def decomposition(): torch.linalg.svd(torch.randn(64, 64, device="cuda"))
         def random_numbers(): torch.nn.functional.dropout(torch.ones(1000, device="cuda"))

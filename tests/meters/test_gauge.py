@@ -9,7 +9,7 @@ class Fed:
     """A gauge whose level the test sets."""
 
     device = "fed"
-    kinds = ("allocated",)
+    kinds: tuple[str, ...] = ("allocated",)
     how = "fed"
 
     def __init__(self) -> None:
