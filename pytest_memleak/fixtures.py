@@ -54,7 +54,7 @@ class CardInUse:
         if test is not None:
             return test.card
         from pytest_memleak.cards.card import choose
-        from pytest_memleak.plugin import SETTINGS
+        from pytest_memleak.settings import SETTINGS
 
         return choose(self._config.stash[SETTINGS].backend)
 

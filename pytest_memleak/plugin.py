@@ -10,11 +10,10 @@ import pytest
 from pytest_memleak import marks, settings
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixtures import card, memory
-from pytest_memleak.settings import Settings
+from pytest_memleak.settings import SETTINGS
+from pytest_memleak.support import at_least
 
 __all__ = ["card", "memory"]
-
-SETTINGS = pytest.StashKey[Settings]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--memleak-json: {error}") from None
     if not is_worker(config):
         config.pluginmanager.register(Reporting(config, read), "memleak-reporting")
+    if not at_least(pytest.__version__, "9"):
+        from pytest_memleak.hooks.marked_fixtures import MarkedFixtures
+
+        config.pluginmanager.register(MarkedFixtures(), "memleak-marked-fixtures")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -95,6 +95,10 @@ class Settings:
         return self.mode == REPORT
 
 
+SETTINGS = pytest.StashKey[Settings]()
+"""Where a run's settings are kept, on its config."""
+
+
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("memleak", "memory of PyTorch programs (pytest-memleak)")
     for option in OPTIONS:

@@ -11,7 +11,7 @@ import importlib
 import json
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,23 +51,35 @@ def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+_imported: dict[str, ModuleType] = {}
+"""By inner runs, and not of their own tests."""
+
+
+@pytest.fixture(autouse=True)
+def keeps_modules() -> Iterator[None]:
+    """`pytester` forgets modules once more at its end. This was set up before it, and so ends after it."""
+    yield
+    for name, module in _imported.items():
+        sys.modules.setdefault(name, module)
+    _imported.clear()
+
+
 class _KeepsModules:
     """pytester forgets what an inner run imported, but torch and transformers cannot be imported twice in one process,
     and there must not be two sets of gauges on one allocator."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._modules: dict[str, ModuleType] = {}
         self._before = {id(thing) for thing in gc.get_objects() if type(thing) is torch.Tensor}
 
     def pytest_unconfigure(self) -> None:
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
             if file is None or not Path(file).is_relative_to(self._folder):
-                self._modules[name] = module
+                _imported[name] = module
 
     def restore(self) -> None:
-        for name, module in self._modules.items():
+        for name, module in _imported.items():
             sys.modules.setdefault(name, module)
         _empty_tensors_born_since(self._before)
 

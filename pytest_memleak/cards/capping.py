@@ -57,16 +57,10 @@ def _enforced(cap: Cap, index: int, undo: contextlib.ExitStack) -> int:
             f"{format_size(cap.bytes)}: release what wider fixtures or earlier tests hold, or raise the cap"
         )
     limit = cap.bytes if cap.free is None else min(cap.bytes, held + cap.free)
-    before = _fraction_before(index)
+    before = torch.cuda.get_per_process_memory_fraction(index)
     undo.callback(torch.cuda.set_per_process_memory_fraction, before, index)
     torch.cuda.set_per_process_memory_fraction(fraction_of(limit, total), index)
     return limit
-
-
-def _fraction_before(index: int) -> float:
-    # torch can tell its fraction since 2.7 or so; before that, nobody but the program itself can have set one.
-    get = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    return float(get(index)) if get else 1.0
 
 
 def _tell(cap: Cap, limits: dict[int, int], undo: contextlib.ExitStack) -> None:

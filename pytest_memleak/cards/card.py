@@ -130,8 +130,8 @@ class CpuCard:
 
 def choose(backend: str) -> Card:
     """The card for `--gpu-backend`: *auto* takes a real one if there is one."""
-    if backend != "cpu" and (accelerator := torch.accelerator.current_accelerator(check_available=True)):
-        return RealCard(accelerator.type)
+    if backend != "cpu" and torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
+        return RealCard(found.type)
     if backend == "real":
         raise Unavailable(
             f"--gpu-backend=real, but torch {torch.__version__} finds no accelerator: {_why_no_accelerator()}"

@@ -11,7 +11,7 @@ from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.meters.gauge import Reading
 from pytest_memleak.plan import LeakBudget
 from pytest_memleak.records.record import CheckResult, Limit, Verdict
-from pytest_memleak.report.wording import leak_message, size
+from pytest_memleak.wording import leak_message, size
 
 Owners = Callable[[Reading, int], tuple[str, ...]]
 """Names who holds a leak of so many bytes on the reading's device; asked only when a check fails."""

@@ -9,7 +9,7 @@ from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.meters.gauge import Levels, Reading
 from pytest_memleak.plan import Budget, HostPeakBudget, PeakBudget
 from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
-from pytest_memleak.report.wording import host_peak_message, peak_message, readable_above, size
+from pytest_memleak.wording import host_peak_message, peak_message, readable_above, size
 
 TermOf = Callable[[str], Term]
 

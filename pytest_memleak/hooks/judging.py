@@ -17,7 +17,7 @@ from pytest_memleak.meters.gauge import Reading
 from pytest_memleak.meters.host import settles_by
 from pytest_memleak.plan import Budget
 from pytest_memleak.records.record import CheckResult, Term
-from pytest_memleak.report.wording import plural
+from pytest_memleak.wording import plural
 
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest

@@ -133,7 +133,7 @@ class MeasuredTests:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
-            _insist(report, call.excinfo.value)
+            insist(report, call.excinfo.value)
         test = self.test
         if test is not None and test.item is item:
             if call.when == "call" and test.call_report is None:
@@ -198,7 +198,7 @@ class MeasuredTests:
             setattr(report, WITHHELD, True)
 
 
-def _insist(report: pytest.TestReport, refused: Refused) -> None:
+def insist(report: pytest.TestReport, refused: Refused) -> None:
     """An expected failure is about the test's own; that it could not be judged is not one."""
     report.outcome = "failed"
     report.longrepr = str(refused)

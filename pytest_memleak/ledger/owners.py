@@ -19,7 +19,7 @@ from pytest_memleak.ledger.naming import describe, describe_cycle, named_parts, 
 from pytest_memleak.ledger.search import Holder, Search
 from pytest_memleak.ledger.standing import Root
 from pytest_memleak.ledger.sweep import alike
-from pytest_memleak.report.wording import plural, size
+from pytest_memleak.wording import plural, size
 
 _UNKNOWN = "held from C++ or unknown"
 _UNTRACED = "not traced: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_memleak.records.record import CheckResult, TestRecord
-from pytest_memleak.report.wording import card_line
+from pytest_memleak.wording import card_line
 
 PREFIX = "memleak."
 _ORDER = ("fail", "inconclusive", "not judged", "pass")

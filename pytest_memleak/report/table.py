@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.record import CheckResult, TestRecord
-from pytest_memleak.report.wording import shortened
+from pytest_memleak.wording import shortened
 
 _LEAST_NAME = 20
 _SIGNS = {"fail": "over", "inconclusive": "unsure", "not judged": "unread"}

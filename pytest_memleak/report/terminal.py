@@ -14,7 +14,7 @@ from pytest_memleak.records.collected import Collected, Totals
 from pytest_memleak.records.record import CheckResult, Limit, TestRecord
 from pytest_memleak.report.table import provenance, rows, table
 from pytest_memleak.report.tighten import Tightening, tightenings
-from pytest_memleak.report.wording import card_line, exact, plural, shortened, sum_line
+from pytest_memleak.wording import card_line, exact, plural, shortened, sum_line
 
 TITLE = "memleak"
 _FAILURE_WIDTH = 100

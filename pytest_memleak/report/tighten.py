@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_memleak.records.record import CheckResult, TestRecord
-from pytest_memleak.report.wording import readable_above
+from pytest_memleak.wording import readable_above
 
 UNUSED = 0.5
 HEADROOM_PERCENT = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_memleak.support import at_least
 from tests.conftest import Run
 
 BAD_MARKERS = {
@@ -105,6 +106,45 @@ def test_marker_on_a_fixture(run_on_cpu: Run) -> None:
     # pytest 9 refuses any marker on a fixture when it reads the module; before that it is this plugin's error.
     assert result.parseoutcomes().get("errors") == 1
     result.stdout.fnmatch_lines(["*fixture*"])
+
+
+@pytest.mark.skipif(at_least(pytest.__version__, "9"), reason="pytest 9 refuses the module")
+def test_marker_on_a_fixture_before_pytest_9(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import pytest
+
+        @pytest.mark.max_peak("1G")
+        @pytest.fixture(scope="module", name="checkpoint")
+        def model(): ...
+
+        def test_it(checkpoint): ...
+
+        @pytest.mark.xfail
+        def test_expected_to_fail(checkpoint): ...
+
+        @pytest.mark.usefixtures("memory")
+        def test_asked_for_in_the_body(request):
+            request.getfixturevalue("checkpoint")
+
+        class TestInner:
+            @pytest.mark.filterwarnings("ignore")
+            @pytest.fixture
+            def others(self): ...
+
+            @pytest.fixture
+            @pytest.mark.max_leak
+            def inner(self): ...
+
+            def test_others(self, others): ...
+            def test_inner(self, inner): ...
+        """,
+        "-rE",
+    )
+    result.assert_outcomes(passed=1, failed=1, errors=3, warnings=None)
+    said = "@pytest.mark.max_peak stands on the fixture 'checkpoint', where it does nothing: put it on the tests*"
+    result.stdout.fnmatch_lines([f"test_it.py:3: {said}", f"test_it.py:3: {said}", f"test_it.py:3: {said}"])
+    result.stdout.fnmatch_lines(["test_it.py:21: @pytest.mark.max_leak stands on the fixture 'inner'*"])
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_conftest_may_shadow_the_fixtures(run_on_cpu: Run) -> None:
 
 
 def test_without_pytest() -> None:
-    device = torch.accelerator.current_accelerator() or "cpu"
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     with pytest_memleak.measure("build") as build:
         model = torch.nn.Linear(1024, 1024, bias=False, device=device)
         pytest_memleak.watch(model)

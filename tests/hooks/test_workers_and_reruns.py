@@ -68,11 +68,9 @@ def test_junit_counts_a_leak_once_and_an_inconclusive_test_as_an_error(
 ) -> None:
     run_on_cpu(_SUITE, "--junitxml=out.xml")
     (suite,) = ElementTree.parse(Path(pytester.path, "out.xml")).iter("testsuite")
-    assert {name: suite.get(name) for name in ("tests", "failures", "errors")} == {
-        "tests": "9",
-        "failures": "4",
-        "errors": "1",
-    }
+    # The attribute "tests" counts an error of a teardown as one more test before pytest 9.
+    assert len(suite.findall("testcase")) == 9
+    assert {name: suite.get(name) for name in ("failures", "errors")} == {"failures": "4", "errors": "1"}
 
 
 def test_killed_worker_loses_nothing_that_had_finished(pytester: pytest.Pytester, records: Records) -> None:

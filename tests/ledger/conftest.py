@@ -34,7 +34,8 @@ class Planted:
         """`total`: what the allocator would say, where that is more than tensors that Python sees."""
         tensors = self.tensors()
         seen = sum({key[0]: key[1] for tensor in tensors if (key := storage_key(tensor))}.values())
-        return explain(tensors, seen if total is None else total, **options)
+        # However busy the machine is, time is not what ends the search.
+        return explain(tensors, seen if total is None else total, **({"budget": 60.0} | options))
 
 
 class Explained(Protocol):

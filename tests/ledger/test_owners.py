@@ -229,6 +229,7 @@ SUM = Double.apply(torch.ones(1, requires_grad=True)) + 1
     assert ONE + "autograd graph: leaky.SUM.grad_fn -> AddBackward0 -> DoubleBackward" in lines
 
 
+@pytest.mark.skipif(not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch can only unpack")
 def test_hooks_that_pack_saved_tensors_are_not_run(plant: Plant) -> None:
     source = """
 RAN = []

@@ -4,7 +4,7 @@ import pytest
 
 from pytest_memleak.budget.sizes import parse_size
 from pytest_memleak.records.record import CardInfo
-from pytest_memleak.report.wording import (
+from pytest_memleak.wording import (
     cap_message,
     card_line,
     compared,
