@@ -53,6 +53,7 @@ class ExpectedRefusals:
 
     def _leaving(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def leave(context: Any, kind: Any, *rest: Any) -> Any:
+            __tracebackhide__ = True
             before = next((count for entered, count in reversed(self._entered) if entered is context), None)
             self._entered = [pair for pair in self._entered if pair[0] is not context]
             suppressed = real(context, kind, *rest)

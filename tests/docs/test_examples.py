@@ -1,0 +1,132 @@
+"""What the documentation shows is run: the examples, the test files in its pages, and the messages it quotes.
+
+A test file in a page stands below ``<!-- run: passed=1 -->``, with what comes of it. Output quoted from those files
+stands below ``<!-- printed -->``, from another file below ``<!-- printed by examples/… -->``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from pytest_memleak.meters import shared
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+_BLOCK = re.compile(
+    r"(?:<!-- (?P<note>[^>]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+
+
+class Block(NamedTuple):
+    note: str
+    language: str
+    text: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = _BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [Block(match["note"] or "", match["language"], match["text"]) for match in found]
+
+
+def with_runs(page: Path) -> bool:
+    return any(block.note.startswith("run:") for block in blocks_of(page))
+
+
+def can_enforce() -> bool:
+    return torch.cuda.is_available() or shared.cpu_memory().can_enforce
+
+
+def shows_the_same_numbers() -> bool:
+    """The pages quote the CPU's exact engine; devices have other names, and round."""
+    return not torch.accelerator.is_available() and shared.cpu_memory().can_enforce
+
+
+def assert_printed(text: str, output: str) -> None:
+    assert text.strip(), "the page quotes nothing"
+    assert text in output, f"this is not what is printed any more:\n{text}"
+
+
+@pytest.fixture
+def examples(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for needed in ("transformers", "accelerate"):
+        pytest.importorskip(needed)
+    monkeypatch.setenv("COLUMNS", "100")
+    return Path(shutil.copytree(ROOT / "examples", pytester.path / "examples"))
+
+
+def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
+
+
+def test_examples_are_green(pytester: pytest.Pytester, examples: Path) -> None:
+    result = run(pytester, "examples", "--gpu-cap=4G")
+    outcomes = result.parseoutcomes()
+    assert result.ret == 0
+    assert outcomes.pop("passed") + outcomes.pop("skipped", 0) == 10
+    assert set(outcomes) <= {"warning", "warnings"}
+
+
+def test_broken_examples_are_all_red_and_as_quoted(pytester: pytest.Pytester, examples: Path) -> None:
+    result = run(pytester, "examples/broken_on_purpose.py", "--gpu-cap=4G")
+    outcomes = result.parseoutcomes()
+    written = (examples / "broken_on_purpose.py").read_text(encoding="utf-8").count("\ndef test_")
+    assert outcomes["failed"] + outcomes["errors"] == written
+    assert "passed" not in outcomes
+    quoted = [block.text for page in PAGES for block in blocks_of(page) if block.note.endswith("broken_on_purpose.py")]
+    assert len(quoted) >= 2
+    if shows_the_same_numbers():
+        for text in quoted:
+            assert_printed(text, result.stdout.str())
+
+
+@pytest.mark.parametrize("page", list(filter(with_runs, PAGES)), ids=lambda page: page.name)
+def test_files_in_the_page_come_out_as_it_says(
+    page: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    expected = {"passed": 0, "failed": 0, "errors": 0}
+    files: list[Path] = []
+    for block in blocks_of(page):
+        if block.note.startswith("run:") and ("needs a cap" not in block.note or can_enforce()):
+            name = re.match(r"# (test_\w+)\.py\n", block.text)
+            assert name, f"a test file begins with its name: {block.text[:40]!r}"
+            files.append(pytester.makepyfile(**{name[1]: block.text}))
+            for outcome, count in re.findall(r"(\w+)=(\d+)", block.note):
+                expected[outcome] += int(count)
+    result = run(pytester, *map(str, files))  # in the page's order: a leak is part of what later tests begin with
+    result.assert_outcomes(**expected)
+    if shows_the_same_numbers():
+        for block in blocks_of(page):
+            if block.note == "printed":
+                assert_printed(block.text, result.stdout.str())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_in_a_page_is_run(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.language == "python" and "def test_" in block.text:
+            assert block.note.startswith("run:"), f"a test that nobody runs: {block.text[:60]!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_checks_run_what_the_readme_says() -> None:
+    readme, checks = (ROOT / name for name in ("README.md", ".ci/run"))
+    line = r"^python3 -m venv \.venv && \.venv/bin/pip (install .+) && \.venv/bin/pytest (.+)$"
+    commands = re.findall(line, readme.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    script = checks.read_text(encoding="utf-8")
+    installing = commands[1][0]
+    assert f'/pip" {installing}\n' in script
+    for _, arguments in commands:
+        assert f'/pytest" {arguments} ' in script
