@@ -32,7 +32,7 @@ def some_tokens(card):
 
 
 @pytest.mark.max_peak("1.1 * fp16_size")
-@pytest.mark.max_host_peak("fp16_size + 300MiB")
+@pytest.mark.max_host_peak("fp16_size + 1GiB")  # what is imported, and the context of a GPU, count as well
 def test_load_in_the_dtype_it_has(checkpoint, card):
     """On the CPU these weights stay in the mapped file, and torch allocates next to nothing."""
     model = load(checkpoint, card, dtype="auto")

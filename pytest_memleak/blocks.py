@@ -15,10 +15,19 @@ from pytest_memleak.errors import BadInput, BudgetExceeded, Inconclusive
 from pytest_memleak.events.children import ChildWatch
 from pytest_memleak.meters.gauge import Reading, Window
 from pytest_memleak.plan import PeakBudget
-from pytest_memleak.records.record import Block
+from pytest_memleak.records.record import Block, CheckResult
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.loads import ModelObserver
+
+
+def enforce(results: list[CheckResult]) -> None:
+    """Raises for a limit that broke or could not be judged."""
+    __tracebackhide__ = True
+    if any(result.verdict == "fail" for result in results):
+        raise BudgetExceeded(failure_text(results))
+    if any(result.verdict == "inconclusive" for result in results):
+        raise Inconclusive(failure_text(results))
 
 
 class Measured:
@@ -31,11 +40,13 @@ class Measured:
         of: str = "allocated",
         card: Card | None = None,
         when_done: Callable[[Block], None] = lambda block: None,
+        when_judged: Callable[[list[CheckResult]], None] = enforce,
     ) -> None:
         self.name = name
         self._of = of
         self._card = card
         self._when_done = when_done
+        self._when_judged = when_judged
         self._windows: list[Window] = []
         self._readings: list[Reading] = []
         self._observer = ModelObserver()
@@ -61,14 +72,13 @@ class Measured:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._models = watched.watched() or self._observer.models()
-        self._doubts = [f"{child} and was not measured" for child in self._children.unmeasured()]
-        self._readings = [window.close() for window in self._windows]
-        self._undo.close()
+        __tracebackhide__ = True
+        self._close()
         worst = self._worst
         self._when_done(Block(self.name, worst.device, self._of, worst.how, self.peak, self.grown))
         if error is None:
-            for budget, model in self._promised:
+            promised, self._promised = self._promised, []
+            for budget, model in promised:
                 self._judge(budget, model)
 
     @property
@@ -83,11 +93,19 @@ class Measured:
 
     def limit(self, limit: str | int, *, model: object = None) -> None:
         """The block's peak must not exceed the limit; said inside the block, it is judged when the block ends."""
+        __tracebackhide__ = True
         budget = PeakBudget(parse(limit), f"limit of the block {self.name!r}", of=self._of)
         if self._readings:
             self._judge(budget, model)
         else:
             self._promised.append((budget, model))
+
+    def give_up(self) -> str:
+        """Closes a block that was entered and never left; says what was promised and could not be judged."""
+        if self._windows and not self._readings:
+            self._close()
+        promised = ", ".join(f'limit("{budget.limit.text}")' for budget, _ in self._promised)
+        return f"{promised} of the block {self.name!r}: the block never ended" if promised else ""
 
     @property
     def _worst(self) -> Reading:
@@ -95,11 +113,20 @@ class Measured:
             raise Inconclusive(f"the block {self.name!r} has not ended: read its peak after the with statement")
         return max(self._readings, key=lambda reading: reading.peak[self._of])
 
+    def _close(self) -> None:
+        self._models = watched.watched() or self._observer.models()
+        self._doubts = [f"{child} and was not measured" for child in self._children.unmeasured()]
+        self._readings = [window.close() for window in self._windows]
+        self._undo.close()
+
     def _judge(self, budget: PeakBudget, model: object) -> None:
-        results = judge_peak(
-            budget, self._readings, lambda name: which_model(model, self._models).term(name), self._doubts
+        __tracebackhide__ = True
+        self._when_judged(
+            judge_peak(
+                budget,
+                self._readings,
+                lambda name: which_model(model, self._models).term(name),
+                self._doubts,
+                check=f"block {self.name!r}",
+            )
         )
-        if any(result.verdict == "fail" for result in results):
-            raise BudgetExceeded(f"{self.name}: {failure_text(results)}")
-        if any(result.verdict == "inconclusive" for result in results):
-            raise Inconclusive(f"{self.name}: {failure_text(results)}")

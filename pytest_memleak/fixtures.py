@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,6 +71,7 @@ class Memory:
     def __init__(self, request: pytest.FixtureRequest, card: CardInUse) -> None:
         self._config = request.config
         self._card = card
+        self._blocks: list[Measured] = []
 
     def measure(self, name: str, *, of: str = "allocated") -> Measured:
         """A block to enter with ``with``: gives ``peak`` and ``grown`` in bytes, and ``limit("1.1 * fp16_size")``."""
@@ -77,8 +79,17 @@ class Memory:
 
         test = current_test(self._config)
         if test is None:
-            return Measured(name, of=of, card=self._card._card)
-        return Measured(name, of=of, card=test.card, when_done=test.blocks.append)
+            block = Measured(name, of=of, card=self._card._card)
+        else:
+            block = Measured(name, of=of, card=test.card, when_done=test.blocks.append, when_judged=test.judge_block)
+        self._blocks.append(block)
+        return block
+
+    def end(self) -> None:
+        """The test is over: a limit that was promised and never judged must not seem to hold."""
+        unjudged = [words for block in self._blocks if (words := block.give_up())]
+        if unjudged:
+            pytest.fail("INCONCLUSIVE: " + "; ".join(unjudged), pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +99,8 @@ def card(pytestconfig: pytest.Config) -> CardInUse:
 
 
 @pytest.fixture
-def memory(request: pytest.FixtureRequest, card: CardInUse) -> Memory:
+def memory(request: pytest.FixtureRequest, card: CardInUse) -> Iterator[Memory]:
     """Measures a part: with memory.measure("load") as load: ... gives load.peak, load.grown, load.limit("2GiB")."""
-    return Memory(request, card)
+    measuring = Memory(request, card)
+    yield measuring
+    measuring.end()

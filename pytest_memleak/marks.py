@@ -7,10 +7,11 @@ the bad text; the plugin makes it an error of that one test.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import get_unpacked_marks
 from _pytest.nodes import Node
 
 from pytest_memleak.budget.expression import Expression, parse
@@ -53,13 +54,13 @@ def max_peak(
         raise BadInput(f'device={device!r} is not a device: write "cuda:1" or 1')
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
         raise BadInput(f"rank={rank!r} is not a rank: write 0, 1, …")
-    expression = parse(limit)
+    expression = _limit_of(limit, model)
     return lambda source: PeakBudget(expression, source, of=of, device=device, rank=rank, model=model)
 
 
 def max_host_peak(limit: str | int, *, model: object = None) -> Callable[[str], Part]:
     """The growth of the process's committed memory while the test runs must not exceed LIMIT (sampled)."""
-    expression = parse(limit)
+    expression = _limit_of(limit, model)
     return lambda source: HostPeakBudget(expression, source, model=model)
 
 
@@ -107,6 +108,11 @@ MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (max_peak, max_host_
 NAMES = tuple(marker.__name__ for marker in MARKERS)
 
 
+def own_marks(item: pytest.Item) -> tuple[pytest.Mark, ...]:
+    """This plugin's markers on the item itself."""
+    return tuple(mark for mark in item.own_markers if mark.name in NAMES)
+
+
 def help_lines() -> Iterator[str]:
     """One entry of --markers each, from signature and docstring."""
     for marker in MARKERS:
@@ -131,11 +137,19 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
         leak=parts["max_leak"],  # type: ignore[arg-type]
         cap=cap,  # type: ignore[arg-type]
         report=settings.reporting,
+        cap_is_asked=own_cap is not None,
         marked=marked,
     )
 
 
 _CARD_FIXTURES = frozenset({"card", "memory"})
+
+
+def _limit_of(limit: str | int, model: object) -> Expression:
+    expression = parse(limit)
+    if model is not None and not expression.names:
+        raise BadInput(f"model={model!r} has no effect: the limit {limit!r} names no size of a model")
+    return expression
 
 
 def one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
@@ -190,11 +204,10 @@ def _closest(item: pytest.Item, name: str) -> tuple[pytest.Mark, str] | None:
     """The mark that counts, and where it stands. The closest level wins: parameter set, function, class, module."""
     parameter_marks = getattr(getattr(item, "callspec", None), "marks", ())
     own = [mark for mark in item.own_markers if mark.name == name]
-    on_parameters = [mark for mark in own if any(mark is other for other in parameter_marks)]
-    on_function = [mark for mark in own if not any(mark is other for other in parameter_marks)]
     levels: list[tuple[Node, list[pytest.Mark]]]
-    levels = [(item, on_parameters), (item, on_function)]
-    levels += [(node, [m for m in node.own_markers if m.name == name]) for node in reversed(item.listchain()[:-1])]
+    levels = [(item, _among(own, parameter_marks)), (item, _not_among(own, parameter_marks))]
+    for node in reversed(item.listchain()[:-1]):
+        levels += [(node, marks) for marks in _by_class(node, name)]
     for node, marks in levels:
         if len(marks) > 1:
             raise BadInput(
@@ -203,6 +216,28 @@ def _closest(item: pytest.Item, name: str) -> tuple[pytest.Mark, str] | None:
         if marks:
             return marks[0], mark_location(node, name)
     return None
+
+
+def _by_class(node: Node, name: str) -> list[list[pytest.Mark]]:
+    """A node's marks; those of a class apart from what it inherits, which pytest puts on one and the same node."""
+    own = [mark for mark in node.own_markers if mark.name == name]
+    cls = getattr(node, "obj", None)
+    if len(own) < 2 or not isinstance(cls, type):
+        return [own]
+    written = [get_unpacked_marks(base, consider_mro=False) for base in cls.__mro__]
+    added_later = _not_among(own, [mark for marks in written for mark in marks])
+    return [added_later, *(_among(own, marks) for marks in written)]
+
+
+def _among(marks: Iterable[pytest.Mark], others: Iterable[pytest.Mark]) -> list[pytest.Mark]:
+    # By identity: two marks that say the same are still two.
+    identities = {id(mark) for mark in others}
+    return [mark for mark in marks if id(mark) in identities]
+
+
+def _not_among(marks: Iterable[pytest.Mark], others: Iterable[pytest.Mark]) -> list[pytest.Mark]:
+    identities = {id(mark) for mark in others}
+    return [mark for mark in marks if id(mark) not in identities]
 
 
 def mark_location(node: Node, name: str) -> str:

@@ -65,6 +65,8 @@ class Plan:
     cap: Cap | None = None
     report: bool = False
     """Report mode: peak and leak are measured without any limit, and no limit fails the test."""
+    cap_is_asked: bool = False
+    """The cap is the test's own, by its marker, and not just the run's."""
     marked: bool = True
     """False when only the run's --gpu-cap concerns the test: then nothing is measured where there is no real card."""
 

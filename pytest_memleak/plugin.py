@@ -16,6 +16,9 @@ from pytest_memleak.support import at_least
 __all__ = ["card", "memory"]
 
 
+OWN_MARKS = pytest.StashKey[tuple[pytest.Mark, ...]]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     settings.add_options(parser)
 
@@ -54,6 +57,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     read = session.config.stash[SETTINGS]
     asked = False
     for item in session.items:
+        if ours := marks.own_marks(item):
+            item.stash[OWN_MARKS] = ours
         try:
             plan = marks.read_plan(item, read)
         except BadInput as error:
@@ -65,6 +70,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             asked = True
     if asked:
         session.config.pluginmanager.register(MeasuredTests(read), "memleak-measuring")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Markers are read before the tests run: one that was added since was not looked at, and must not seem to hold."""
+    ours = marks.own_marks(item)
+    if ours and ours != item.stash.get(OWN_MARKS, ()):
+        from pytest_memleak.hooks.measuring import Refused
+
+        names = ", ".join(f"@pytest.mark.{mark.name}" for mark in ours)
+        raise Refused(
+            f"{item.nodeid}: its markers ({names}) were changed after the tests were collected, too late to measure "
+            "anything: put them on the test, or add them in pytest_collection_modifyitems",
+            pytrace=False,
+        )
 
 
 def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:

@@ -56,10 +56,18 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 
 def peak_message(
-    verdict: Verdict, *, measured: int, limit: int | None, kind: str, device: str, how: str, why: str = ""
+    verdict: Verdict,
+    *,
+    measured: int,
+    limit: int | None,
+    kind: str,
+    device: str,
+    how: str,
+    why: str = "",
+    check: str = "max_peak",
 ) -> str:
-    """First line of ``max_peak``. `why` tells what made it inconclusive or kept it from being judged."""
-    return _message("max_peak", verdict, "peak", measured, limit, f"{kind} on {device}, {how}", why)
+    """First line of ``max_peak``, or of a block. `why` tells what made it inconclusive or kept it from being judged."""
+    return _message(check, verdict, "peak", measured, limit, f"{kind} on {device}, {how}", why)
 
 
 def host_peak_message(verdict: Verdict, *, measured: int, limit: int | None, kind: str, how: str, why: str = "") -> str:

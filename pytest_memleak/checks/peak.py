@@ -18,20 +18,24 @@ _HEADROOM = 1.05
 
 
 def judge_peak(
-    budget: PeakBudget | None, readings: Sequence[Reading], term_of: TermOf, doubts: Sequence[str] = ()
+    budget: PeakBudget | None,
+    readings: Sequence[Reading],
+    term_of: TermOf,
+    doubts: Sequence[str] = (),
+    check: str = "max_peak",
 ) -> list[CheckResult]:
     """One result for each device that was used. Without a budget: what was read, for report mode."""
     kind = (budget.of if budget else None) or "allocated"
     if budget and budget.rank is not None and (here := os.environ.get("RANK")) != str(budget.rank):
         if here is not None:
             return []  # another rank's promise
-        return [inconclusive("max_peak", f"rank={budget.rank}, but the test runs in one process, without ranks")]
+        return [inconclusive(check, f"rank={budget.rank}, but the test runs in one process, without ranks")]
     try:
         limit = evaluate(budget, term_of) if budget else None
         concerned = _concerned(readings, kind, budget.device if budget else None)
     except (Inconclusive, BadInput) as error:
-        return [inconclusive("max_peak", str(error))]
-    results = [_judge_device(reading, kind, limit, doubts) for reading in concerned]
+        return [inconclusive(check, str(error))]
+    results = [_judge_device(check, reading, kind, limit, doubts) for reading in concerned]
     used = [result for result in results if result.measured or result.verdict != "pass"]
     return used or results[:1]
 
@@ -58,7 +62,7 @@ def judge_host_peak(
         base=reading.base_at_peak[kind],
         limit=limit,
         details=(*_phases(reading, kind), *filter(None, [high_water])),
-        advice=_advice("max_host_peak", verdict, grown),
+        advice=_advice("max_host_peak", verdict, grown, limit),
     )
 
 
@@ -71,17 +75,18 @@ def inconclusive(check: str, why: str) -> CheckResult:
     return CheckResult(check=check, verdict="inconclusive", message=f"{check} INCONCLUSIVE: {why}")
 
 
-def _judge_device(reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
+def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
     peak = reading.peak[kind]
     # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
     highest = peak + reading.unseen
     verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])])
     shown = highest if verdict == "pass" else peak
     return CheckResult(
-        check="max_peak",
+        check=check,
         verdict=verdict,
         message=peak_message(
             verdict,
+            check=check,
             measured=shown,
             limit=limit.bytes if limit else None,
             kind=kind,
@@ -96,7 +101,7 @@ def _judge_device(reading: Reading, kind: str, limit: Limit | None, doubts: Sequ
         base=reading.base_at_peak[kind],
         limit=limit,
         details=(*_phases(reading, kind), *_other_kinds(reading.peak, kind), *_unseen(reading)),
-        advice=_advice("max_peak", verdict, peak),
+        advice=_advice(check, verdict, peak, limit, reading.base_at_peak[kind]),
     )
 
 
@@ -160,8 +165,14 @@ def _unseen(reading: Reading) -> tuple[str, ...]:
     )
 
 
-def _advice(check: str, verdict: Verdict, measured: int) -> str:
-    if verdict != "fail":
+def _advice(check: str, verdict: Verdict, measured: int, limit: Limit | None, base: int = 0) -> str:
+    if verdict != "fail" or limit is None:
         return ""
+    if base > limit.bytes:
+        return (
+            f"{size(base)} were held before it began, more than the limit: release what wider fixtures or earlier "
+            "tests hold, or allow for it"
+        )
     enough = readable_above(int(measured * _HEADROOM))
-    return f'find what was alive at the peak and release it earlier; if it is needed, allow it: {check}("{enough}")'
+    written = f'{check}("{enough}")' if check.startswith("max_") else f'limit("{enough}")'
+    return f"find what was alive at the peak and release it earlier; if it is needed, allow it: {written}"

@@ -33,7 +33,7 @@ class CpuAllocator:
                     "load pytest-memleak's engine before what replaces it"
                 )
             garbage.thaw()  # a census sees nothing frozen
-            for storage in unique_cpu_storages(garbage.newcomers()):
+            for storage in unique_cpu_storages(garbage.in_sight()):
                 engine.adopt(storage)
             cls._instance = engine
         return cls._instance

@@ -60,7 +60,7 @@ class DispatchTracker:
         if self.on:
             self._begun += 1
             return
-        self._adopt_all(garbage.newcomers())
+        self._adopt_all(garbage.in_sight())
         self._begun = 1
         self._watch_threads()
         self._mode = _Mode(self)

@@ -10,7 +10,7 @@ import torch
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.checks.leak import judge_host_leak, judge_leak
-from pytest_memleak.checks.peak import TermOf, judge_host_peak, judge_peak
+from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
 from pytest_memleak.hooks.owners import owners_of
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.gauge import Reading
@@ -43,8 +43,14 @@ def judge_body(test: RunningTest) -> None:
     _add(test, results)
 
 
-def judge_leak_of(test: RunningTest) -> None:
-    """Known when the function fixtures are torn down."""
+def judge_end(test: RunningTest) -> None:
+    """Leaks, and refusals in the fixtures' finalizers: known when those are torn down."""
+    if test.plan.cap is not None and not any(result.check == "gpu_cap" for result in test.results):
+        _add(test, _judge_cap(test))
+    _judge_leak(test)
+
+
+def _judge_leak(test: RunningTest) -> None:
     plan, measurement, doubts = test.plan, test.measurement, _doubts(test)
     if plan.leak is not None and plan.leak.of == "host":
         _add(test, [judge_host_leak(plan.leak, measurement.settled, settles_by(), _terms(test, plan.leak), doubts)])
@@ -95,13 +101,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def _judge_cap(test: RunningTest) -> list[CheckResult]:
     cap = test.plan.cap
     assert cap is not None
-    if test.refused:
+    if test.refused > 0:
         why = (
             f"{plural(test.refused, 'allocation was', 'allocations were')} refused under the cap of "
             f"{format_size(cap.bytes)}, and the test went on: how much it needs is not known"
         )
         advice = "if it is meant to run out of memory, say so with pytest.raises(torch.OutOfMemoryError)"
         return [CheckResult("gpu_cap", "inconclusive", f"gpu_cap INCONCLUSIVE: {why}", advice=advice)]
+    if test.plan.cap_is_asked and (doubts := _doubts(test)):
+        return [inconclusive("gpu_cap", f"{'; '.join(doubts)}: the cap did not bind it")]
     if test.info.enforcement.startswith("enforced"):
         return []
     # Nothing refused to go over it, so the reading has to.

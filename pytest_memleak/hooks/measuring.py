@@ -8,8 +8,9 @@ the teardown, and the body's "passed" is not counted.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ from pytest_memleak.records.record import TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import Settings
+from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
@@ -43,6 +45,9 @@ class MeasuredTests:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.test: RunningTest | None = None
+        self._undo = contextlib.ExitStack()
+        # A wider fixture that gets another parameter is torn down in the next test's set-up; no hook says it begins.
+        self._undo.enter_context(Patch(pytest.FixtureDef, "finish", self._pausing_for_wider, parameters=["request"]))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -80,6 +85,9 @@ class MeasuredTests:
             test.resume()
 
     def pytest_sessionfinish(self) -> None:
+        if self.test is not None:
+            self.test.close()  # the run was interrupted in the middle of it
+        self._undo.close()
         if "torch" in sys.modules:
             from pytest_memleak.events import garbage
 
@@ -99,8 +107,6 @@ class MeasuredTests:
             return (yield)
         test.body_begins()
         try:
-            for _ in range(test.runs - 1):
-                test.run_once_more()
             result = yield
         except BaseException as error:
             test.body_failed(error)
@@ -117,10 +123,13 @@ class MeasuredTests:
             return (yield)
         try:
             result = yield
+        except BaseException:
+            test.teardown_failed()
+            raise
         finally:
             test.finish()
             replace_properties(item.user_properties, test.record())
-        if test.leaked and test.call_logged:
+        if test.leaked and (test.call_logged or test.call_report is None):
             # Another plugin reported the body before the leak could be known: a second report is all that is left.
             pytest.fail(failure_text(test.results), pytrace=False)
         if test.has("inconclusive") and not test.has("fail") and test.body_passed:
@@ -136,12 +145,16 @@ class MeasuredTests:
             insist(report, call.excinfo.value)
         test = self.test
         if test is not None and test.item is item:
-            if call.when == "call" and test.call_report is None:
-                test.call_report = report
+            if call.when == "setup" and call.excinfo is not None:
+                test.body_failed(call.excinfo.value)
+            # A subtest's report is one of the call as well: it comes while the body still runs.
+            if call.when == "call" and test.body_over:
+                test.call_report, test.call_logged = report, False
                 if test.has("inconclusive") and report.passed:
                     setattr(report, WITHHELD, True)
-                if test.explanation:
-                    report.sections.append(("memleak", test.explanation))
+            if test.explanation and report.failed:
+                report.sections.append(("memleak", test.explanation))
+                test.explanation = ""
             if call.when == "teardown":
                 self._amend_call_report(test)
                 setattr(report, RECORD, test.record().as_json())
@@ -153,6 +166,19 @@ class MeasuredTests:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.test is not None and report is self.test.call_report:
             self.test.call_logged = True
+
+    def _pausing_for_wider(self, finish: Callable[..., None]) -> Callable[..., None]:
+        def pausing(fixturedef: pytest.FixtureDef[Any], *args: Any, **kwargs: Any) -> None:
+            test = self.test
+            if test is None or fixturedef.scope == "function" or fixturedef.cached_result is None:
+                return finish(fixturedef, *args, **kwargs)
+            test.pause()
+            try:
+                return finish(fixturedef, *args, **kwargs)
+            finally:
+                test.resume()
+
+        return pausing
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         from pytest_memleak.cards.probe import accelerator_seen
@@ -175,7 +201,7 @@ class MeasuredTests:
         manager = item.config.pluginmanager
         ours = (self, manager.getplugin("runner"))
         arguments = {"item": item, "nextitem": nextitem}
-        for hook in reversed(item.config.hook.pytest_runtest_protocol.get_hookimpls()):
+        for hook in reversed(item.ihook.pytest_runtest_protocol.get_hookimpls()):
             if hook.plugin in ours or hook.wrapper or hook.hookwrapper:
                 continue
             if hook.function(*(arguments[name] for name in hook.argnames)):

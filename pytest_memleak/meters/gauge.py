@@ -106,6 +106,7 @@ class Window:
         self._paused_at: Levels = {}
         self._unseen_before = 0
         self._unseen_at_pause = 0
+        self._refusals_at_pause = 0
         self._refusals = 0
 
     def open(self, phase: str = "") -> None:
@@ -128,6 +129,7 @@ class Window:
             self._shared._windows.remove(self)
             self._paused_at = self._shared.gauge.now()
             self._unseen_at_pause = self._shared.gauge.unseen()
+            self._refusals_at_pause = self._shared.gauge.refusals()
 
     def resume(self) -> None:
         """Goes on; what was allocated or released in the pause belongs to the base."""
@@ -137,6 +139,7 @@ class Window:
             for kind, level in now.items():
                 self._base[kind] += level - self._paused_at[kind]
             self._unseen_before += self._shared.gauge.unseen() - self._unseen_at_pause
+            self._refusals += self._shared.gauge.refusals() - self._refusals_at_pause
             self._shared._windows.append(self)
             self._raise_to(now)
 

@@ -43,7 +43,7 @@ class CpuTensors:
         self._foreign: dict[int, _Foreign] = {}
         self._missed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         garbage.thaw()  # a census sees nothing frozen
-        self._census(garbage.newcomers(), prior=True)
+        self._census(garbage.in_sight(), prior=True)
         garbage.before_freezing(self._census)
         self._prior_peak = self._prior
 
@@ -78,7 +78,7 @@ class CpuTensors:
 
     def unseen(self) -> int:
         """Bytes of tensors on memory that torch did not allocate and that came after the gauge."""
-        self._census(garbage.newcomers())
+        self._census(garbage.in_sight())
         return self.mapped + self.unallocated
 
     @property
@@ -92,7 +92,7 @@ class CpuTensors:
         return self._foreign_bytes(prior=False, mapped=False)
 
     def blindness(self) -> str | None:
-        self._census(garbage.newcomers())
+        self._census(garbage.in_sight())
         missed = [storage for reference in self._missed.values() if (storage := reference()) is not None]
         self._missed.clear()
         # What it has learned of since it was missed (each window begins by adopting) is no longer wrong.

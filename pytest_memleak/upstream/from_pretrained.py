@@ -43,9 +43,10 @@ class Load:
 class Loads:
     """The loads of a window, the outermost ones; what a load loads on its way is a part of it."""
 
-    def __init__(self, order: Callable[[], int]) -> None:
+    def __init__(self, order: Callable[[], int], loaded: Callable[[Load, nn.Module], None]) -> None:
         self.done: list[Load] = []
         self._order = order
+        self._loaded = loaded
         self._models: dict[int, tuple[weakref.ref[nn.Module], Load]] = {}
         self._thread = threading.local()
 
@@ -139,6 +140,7 @@ class Loads:
         sizes = load.sizes or of_module(model, title=load.title, when=when)
         load.sizes = sizes.with_final(held_bytes(model), when)
         self._models[id(model)] = (weakref.ref(model), load)
+        self._loaded(load, model)
         remember(model, load.sizes)
 
 

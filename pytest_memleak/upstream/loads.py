@@ -1,8 +1,8 @@
 """Which models a test built or loaded, and what they were: seen while it happens, without holding on to any of them.
 
-A module is seen as its ``__init__`` begins. If no other module has adopted it, it is a root, and is looked at when it
-dies or when the window ends: by then it is complete, however it was put together. No weak reference is ever taken on a
-tensor, because torch's ``swap_tensors`` refuses tensors that have one.
+A module is seen as its ``__init__`` begins. If it is no part and no mere view of others, it is a root, and is looked at
+when it dies or when the window ends: by then it is complete, however it was put together. No weak reference is ever
+taken on a tensor, because torch's ``swap_tensors`` refuses tensors that have one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-import threading
-import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,19 +21,11 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from pytest_memleak.budget.model_sizes import ModelSizes, of_module
 from pytest_memleak.budget.names import NAMES
-from pytest_memleak.budget.weights import all_on_meta, has_weights
+from pytest_memleak.budget.weights import all_on_meta
+from pytest_memleak.upstream.family import Built, Family
 from pytest_memleak.upstream.from_pretrained import Load, Loads
 from pytest_memleak.upstream.patches import Patch
-from pytest_memleak.upstream.where import Place, caller, shown
-
-
-@dataclass(frozen=True)
-class _Built:
-    """A module that no other has adopted so far."""
-
-    order: int
-    ref: weakref.ref[nn.Module]
-    place: Place
+from pytest_memleak.upstream.where import caller, shown
 
 
 @dataclass(frozen=True)
@@ -52,15 +42,13 @@ class ModelObserver:
     """Around a test: the root models that were built or loaded, each once, in order."""
 
     def __init__(self) -> None:
-        # Re-entrant: a collection may end a module in the very thread that holds it.
-        self._lock = threading.RLock()
         self._count = itertools.count()
-        self._loads = Loads(lambda: next(self._count))
-        self._built: dict[int, _Built] = {}
+        self._loads = Loads(lambda: next(self._count), self._loaded)
+        self._family = Family()
         self._gone: list[_Root] = []
         self._pauses: list[tuple[int, int]] = []
         """First and last place in the order of what belongs to somebody else, such as a wider fixture."""
-        self._paused_from = 0
+        self._paused_from: int | None = None
         self._undo = ExitStack()
         self._result: list[ModelSizes] | None = None
 
@@ -83,25 +71,24 @@ class ModelObserver:
     ) -> None:
         self._undo.close()
         self._result = self.models()
-        self._built.clear()
+        self._family.clear()
 
     def pause(self) -> None:
         """What is built or loaded from now on is not the test's."""
         self._paused_from = next(self._count)
 
     def resume(self) -> None:
-        self._pauses.append((self._paused_from, next(self._count)))
+        if self._paused_from is not None:
+            self._pauses.append((self._paused_from, next(self._count)))
+        self._paused_from = None
 
     def models(self) -> list[ModelSizes]:
         """The root models so far; after the window, those it ended with."""
         if self._result is not None:
             return list(self._result)
-        with self._lock:
-            built, roots = list(self._built.values()), list(self._gone)
-        for entry in built:
-            module = entry.ref()
-            if module is not None and has_weights(module):
-                roots.append(self._look(entry, module))
+        living = self._family.roots()
+        roots = [*self._gone, *(self._look(entry, module) for entry, module in living)]
+        living.clear()
         inside = {load for root in roots for load in root.loads}
         roots += [
             _Root(load.order, load.sizes)
@@ -115,32 +102,24 @@ class ModelObserver:
     def _watch_init(self, found: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(found)
         def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            # What a load builds belongs to the load.
-            if not self._loads.running() and self._entry(module) is None:
-                entry = _Built(next(self._count), weakref.ref(module), caller(past="__init__"))
-                with self._lock:
-                    self._built[id(module)] = entry
+            # What a load builds belongs to the load, and what a wider fixture builds is as if it had been there before.
+            if not self._loads.running() and self._paused_from is None and not self._family.knows(module):
+                self._family.add(module, next(self._count), caller(past="__init__"))
             found(module, *args, **kwargs)
 
         return __init__
 
-    def _entry(self, module: nn.Module | None) -> _Built | None:
-        entry = self._built.get(id(module))
-        # Where a whole cycle is collected, weak references are cleared before the objects end.
-        return entry if entry is not None and entry.ref() in (module, None) else None
+    def _loaded(self, load: Load, model: nn.Module) -> None:
+        if self._paused_from is None:
+            self._family.add(model, load.order, ("", 0), loaded=True)
 
     def _adopted(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        with self._lock:
-            if self._entry(child) is not None:
-                del self._built[id(child)]
+        self._family.adopted(parent, child)
 
     def _watch_end(self, found: Callable[[nn.Module], None] | None) -> Callable[[nn.Module], None]:
         def __del__(module: nn.Module) -> None:
-            with self._lock:
-                entry = self._entry(module)
-                if entry is not None:
-                    del self._built[id(module)]
-            if entry is not None and has_weights(module):
+            entry = self._family.ended(module)
+            if entry is not None:
                 self._gone.append(self._look(entry, module))
             if found is not None:
                 found(module)
@@ -162,7 +141,7 @@ class ModelObserver:
         for patch in self._loads.patches(base):
             self._undo.enter_context(patch)
 
-    def _look(self, entry: _Built, module: nn.Module) -> _Root:
+    def _look(self, entry: Built, module: nn.Module) -> _Root:
         title = f"{type(module).__name__} (built at {shown(entry.place)})"
         try:
             sizes = of_module(module, title=title, when="when it was last seen")

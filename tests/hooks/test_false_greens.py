@@ -183,3 +183,134 @@ def test_inconclusive_is_an_error_also_for_xfail(run: Run) -> None:
         """
     )
     assert result.parseoutcomes()["errors"] == 1
+
+
+def test_leak_in_a_test_with_subtests(run_both_ways: Run) -> None:
+    result = run_both_ways(
+        """
+        import unittest
+        import pytest, torch
+        KEPT = []
+
+        @pytest.mark.max_leak
+        class Case(unittest.TestCase):
+            def test_subtests(self):
+                for number in range(3):
+                    with self.subTest(number=number):
+                        KEPT.append(torch.ones(1024))
+        """
+    )
+    assert result.parseoutcomes()["failed"] == 1
+    result.stdout.fnmatch_lines(["*max_leak FAILED: still held after the test 12 KiB*"])
+
+
+def test_release_of_a_wider_fixtures_old_value_does_not_hide_a_leak(run: Run) -> None:
+    result = run(
+        """
+        import pytest, torch
+        KEPT = []
+
+        @pytest.fixture(scope="module", params=["a", "b", "c"])
+        def model(request):
+            yield torch.ones(4 * 1024**2)
+
+        @pytest.mark.max_leak
+        def test_leaks(model):
+            KEPT.append(torch.ones(1024**2))
+        """
+    )
+    result.assert_outcomes(failed=3)
+
+
+def test_cap_of_its_own_and_a_child_that_it_does_not_bind(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import subprocess, sys
+        import pytest
+
+        @pytest.mark.gpu_cap("16MiB")
+        def test_it():
+            subprocess.run([sys.executable, "-c", "import torch; torch.ones(8 * 1024**2)"], check=True)
+        """
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*gpu_cap INCONCLUSIVE: *imported torch*"])
+
+
+def test_marker_that_is_added_while_the_test_runs(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        @pytest.fixture
+        def limited(request):
+            request.node.add_marker(pytest.mark.max_peak("1KiB"))
+
+        def test_unmeasured(limited):
+            torch.ones(1024**2)
+
+        @pytest.mark.max_leak
+        def test_measured_for_something_else(limited): ...
+        """
+    )
+    assert result.parseoutcomes()["errors"] == 2
+    result.stdout.fnmatch_lines(["*changed after the tests were collected*pytest_collection_modifyitems*"])
+
+
+def test_out_of_memory_in_a_fixture(run: Run) -> None:
+    result = run(
+        """
+        import pytest, torch
+
+        def too_much():
+            return torch.ones(64 * 1024**2, dtype=torch.uint8)
+
+        @pytest.fixture
+        def needs_more():
+            return too_much()
+
+        @pytest.fixture
+        def swallows_at_the_end():
+            yield
+            try:
+                too_much()
+            except RuntimeError:
+                pass
+
+        @pytest.fixture(scope="module")
+        def wider_swallows():
+            try:
+                too_much()
+            except RuntimeError:
+                pass
+
+        @pytest.mark.gpu_cap("16MiB")
+        def test_dies_in_setup(needs_more): ...
+
+        @pytest.mark.gpu_cap("16MiB")
+        def test_swallows_in_teardown(swallows_at_the_end): ...
+
+        @pytest.mark.gpu_cap("16MiB")
+        def test_is_not_to_blame(wider_swallows): ...
+        """
+    )
+    outcomes = result.parseoutcomes()
+    assert outcomes["errors"] == 2
+    result.stdout.fnmatch_lines(["*gpu_cap FAILED: out of memory under the cap of 16 MiB*"])
+    result.stdout.fnmatch_lines(["*gpu_cap INCONCLUSIVE: 1 allocation was refused*"])
+
+
+def test_limit_of_a_block_that_never_ends(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        def test_never_entered(memory):
+            memory.measure("load").limit("1KiB")
+
+        def test_never_left(memory):
+            load = memory.measure("load")
+            load.__enter__()
+            load.limit("1KiB")
+        """
+    )
+    assert result.parseoutcomes()["errors"] == 2
+    result.stdout.fnmatch_lines(["*limit(\"1KiB\") of the block 'load': the block never ended*"])

@@ -151,7 +151,7 @@ def test_refusals_and_foreign_memory_are_the_windows_own() -> None:
     window.open()
     fed.refused, fed.foreign = 5, 1200
     window.pause()
-    fed.foreign = 1900
+    fed.refused, fed.foreign = 9, 1900
     window.resume()
     reading = window.close()
     assert reading.refusals == 2
