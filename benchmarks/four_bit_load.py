@@ -2,8 +2,8 @@
 
     pytest benchmarks/four_bit_load.py -v
 
-Needs a CUDA device, transformers and bitsandbytes, and a few GB of disk. Releases 5.0 to 5.3 break the promise (a pool of
-workers materializes what is not quantized yet), later and earlier ones keep it. Both limits are there because the
+Needs a CUDA device, transformers and bitsandbytes, and a few GB of disk. Releases 5.0 to 5.3 break the promise (a pool
+of workers materializes what is not quantized yet), later and earlier ones keep it. Both limits are there because the
 obvious one, the model's fp16 size, is too loose to catch it.
 """
 

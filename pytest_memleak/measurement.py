@@ -61,13 +61,13 @@ class Measurement:
         if self.observer is not None:
             self.observer.pause()
 
-    def resume(self) -> None:
+    def resume(self) -> bool:
+        """True if the pause changed what is held."""
         # What the wider fixture made must not be found among the test's own objects later.
         garbage.settle()
         if self.observer is not None:
             self.observer.resume()
-        for window in self._windows:
-            window.resume()
+        return any([window.resume() for window in self._windows])
 
     def body_begins(self) -> None:
         for window in self._windows:

@@ -19,7 +19,7 @@ from _pytest.runner import runtestprotocol
 
 from pytest_memleak.errors import BadInput, MemleakError
 from pytest_memleak.plan import Plan
-from pytest_memleak.records.record import TestRecord
+from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import Settings
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 PLAN = pytest.StashKey[Plan]()
 BAD_MARK = pytest.StashKey[BadInput]()
+
+UNJUDGED = pytest.StashKey[str]()
+"""Why a test was refused before it began."""
 
 WITHHELD = "memleak_withheld"
 """Attribute of a report: the body passed, but the test is an error for want of a verdict."""
@@ -45,6 +48,8 @@ class MeasuredTests:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.test: RunningTest | None = None
+        self._light: set[pytest.FixtureDef[Any]] = set()
+        """Wider fixtures that hold no memory: most classes and modules have some."""
         self._undo = contextlib.ExitStack()
         # A wider fixture that gets another parameter is torn down in the next test's set-up; no hook says it begins.
         self._undo.enter_context(Patch(pytest.FixtureDef, "finish", self._pausing_for_wider, parameters=["request"]))
@@ -64,13 +69,16 @@ class MeasuredTests:
 
     # Not a wrapper: a test that is skipped must not import torch, and skips are decided by hooks that come first.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        item.stash[UNJUDGED] = ""
         if bad := item.stash.get(BAD_MARK, None):
+            item.stash[UNJUDGED] = str(bad)
             raise Refused(str(bad), pytrace=False)
         if plan := item.stash.get(PLAN, None):
             remove_properties(item.user_properties)
             try:
                 self._start(item, plan)
             except MemleakError as error:
+                item.stash[UNJUDGED] = str(error)
                 raise Refused(f"pytest-memleak: {error}", pytrace=False) from None
 
     @pytest.hookimpl(wrapper=True)
@@ -82,7 +90,8 @@ class MeasuredTests:
         try:
             return (yield)
         finally:
-            test.resume()
+            if not test.resume():
+                self._light.add(fixturedef)
 
     def pytest_sessionfinish(self) -> None:
         if self.test is not None:
@@ -94,10 +103,10 @@ class MeasuredTests:
             garbage.thaw()
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        if fixturedef.scope != "function":
+        if fixturedef.scope != "function" and fixturedef not in self._light and "torch" in sys.modules:
             from pytest_memleak.events import garbage
 
-            # What the fixture made may be in reference cycles, and frozen cycles are never collected.
+            # What it holds may be in reference cycles, and frozen cycles are not collected before the next test.
             garbage.thaw()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -159,8 +168,8 @@ class MeasuredTests:
                 self._amend_call_report(test)
                 setattr(report, RECORD, test.record().as_json())
                 self.test = None
-        elif call.when == "teardown" and (bad := item.stash.get(BAD_MARK, None)):
-            setattr(report, RECORD, _unreadable(item, bad).as_json())
+        elif call.when == "teardown" and (why := item.stash.get(UNJUDGED, "")):
+            setattr(report, RECORD, _unjudged(item, why).as_json())
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -193,8 +202,13 @@ class MeasuredTests:
         card = choose(self._settings.backend)
         if not plan.marked and card.backend != "real":
             return
-        self.test = RunningTest(item, plan, card)
-        self.test.begin()
+        test = RunningTest(item, plan, card)
+        try:
+            test.begin()
+        except BaseException:
+            test.close()
+            raise
+        self.test = test
 
     def _another_plugin_runs(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Lets plugins that run tests in their own way (reruns, forks) do so: they report after the teardown too."""
@@ -231,9 +245,7 @@ def insist(report: pytest.TestReport, refused: Refused) -> None:
     report.__dict__.pop("wasxfail", None)
 
 
-def _unreadable(item: pytest.Item, bad: BadInput) -> TestRecord:
-    from pytest_memleak.records.record import CheckResult
-
+def _unjudged(item: pytest.Item, why: str) -> TestRecord:
     path, line, _ = item.location
-    message = f"marker INCONCLUSIVE: {bad}"
-    return TestRecord(item.nodeid, path, (line or 0) + 1, results=(CheckResult("marker", "inconclusive", message),))
+    result = CheckResult("set-up", "inconclusive", f"set-up INCONCLUSIVE: {why}")
+    return TestRecord(item.nodeid, path, (line or 0) + 1, results=(result,))

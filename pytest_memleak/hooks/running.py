@@ -67,10 +67,12 @@ class RunningTest:
             self.measurement.pause()
         self._pauses += 1
 
-    def resume(self) -> None:
+    def resume(self) -> bool:
+        """True unless the pause is known to have changed nothing that is held."""
         self._pauses -= 1
-        if not self._pauses and self._watching:
-            self.measurement.resume()
+        if self._pauses or not self._watching:
+            return True
+        return self.measurement.resume()
 
     def body_begins(self) -> None:
         self.names.body_begins()

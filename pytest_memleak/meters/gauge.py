@@ -131,17 +131,19 @@ class Window:
             self._unseen_at_pause = self._shared.gauge.unseen()
             self._refusals_at_pause = self._shared.gauge.refusals()
 
-    def resume(self) -> None:
-        """Goes on; what was allocated or released in the pause belongs to the base."""
+    def resume(self) -> bool:
+        """Goes on; what was allocated or released in the pause belongs to the base. True if that is anything."""
         with self._shared._lock:
             self._shared.fold()
             now = self._shared.gauge.now()
+            changed = dict(now) != dict(self._paused_at) or self._shared.gauge.unseen() != self._unseen_at_pause
             for kind, level in now.items():
                 self._base[kind] += level - self._paused_at[kind]
             self._unseen_before += self._shared.gauge.unseen() - self._unseen_at_pause
             self._refusals += self._shared.gauge.refusals() - self._refusals_at_pause
             self._shared._windows.append(self)
             self._raise_to(now)
+            return changed
 
     def phase(self, name: str) -> None:
         """What comes from now on is counted under another name as well."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
+from os import fork as fork_bound_before
 from pathlib import Path
 
 import pytest
@@ -116,8 +119,112 @@ def test_a_second_window_starts_anew() -> None:
 
 
 def test_everything_is_restored_and_no_thread_ran() -> None:
-    before = (os.fork, os.system, os.posix_spawn, getattr(subprocess, "_fork_exec", None))
+    before = (os.system, os.posix_spawn, getattr(subprocess, "_fork_exec", None))
     with ChildWatch() as watch:
-        assert os.fork is not before[0]
+        assert os.system is not before[0]
         assert watch._watcher is None
-    assert (os.fork, os.system, os.posix_spawn, getattr(subprocess, "_fork_exec", None)) == before
+    assert (os.system, os.posix_spawn, getattr(subprocess, "_fork_exec", None)) == before
+
+
+def compute(elements: int) -> float:
+    return float(torch.ones(elements).sum())
+
+
+def test_a_pool_from_before_that_works_is_told_and_one_that_waits_is_not() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(compute, (10,))
+        with ChildWatch() as waiting:
+            pass
+        with ChildWatch() as working:
+            pool.apply(compute, (10_000_000,))
+        with ChildWatch() as paused:
+            paused.pause()
+            pool.apply(compute, (10_000_000,))
+            paused.resume()
+    assert waiting.unmeasured() == ()
+    (told,) = working.unmeasured()
+    assert "has torch, was there before and worked meanwhile" in told
+    assert paused.unmeasured() == ()
+
+
+def test_one_from_before_that_ended_is_told() -> None:
+    script = "import torch, sys; print('ready', flush=True); sys.stdin.read()"
+    older = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert older.stdout is not None
+    assert older.stdout.readline() == b"ready\n"
+    with ChildWatch() as watch:
+        older.communicate()
+    (told,) = watch.unmeasured()
+    # A look may find it while it is ending, which is work as well.
+    assert f"(pid {older.pid}) ha" in told
+    assert "was there before and" in told
+
+
+def test_each_test_that_uses_a_forkserver_is_told() -> None:
+    context = multiprocessing.get_context("forkserver")
+    for _ in range(2):
+        with ChildWatch() as watch:
+            child = context.Process(target=compute, args=(10,))
+            child.start()
+            child.join()
+        assert any(f"(pid {child.pid})" in told for told in watch.unmeasured())
+
+
+def test_a_fork_by_another_name_is_told() -> None:
+    with ChildWatch() as watch:
+        pid = fork_bound_before()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    (told,) = watch.unmeasured()
+    assert f"(pid {pid}) was forked from this process" in told
+
+
+def test_what_native_code_starts_is_told_by_the_time_it_used() -> None:
+    system = ctypes.CDLL(None).system
+    with ChildWatch() as harmless:
+        system(b"true")
+    assert harmless.unmeasured() == ()
+    with ChildWatch() as watch:
+        system(f"{sys.executable} -c 'import torch'".encode())
+    (told,) = watch.unmeasured()
+    # The second where children of other tests are alive, and are looked at all the time.
+    assert "native code" in told or "imported torch" in told
+
+
+def test_children_of_a_pause_are_not_told_unless_they_work_later() -> None:
+    script = (
+        "import torch, sys; print('ready', flush=True); sys.stdin.readline(); torch.ones(1000, 1000).sum();"
+        "print('done', flush=True); sys.stdin.read()"
+    )
+    with ChildWatch() as watch:
+        watch.pause()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        server = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert server.stdout is not None
+        assert server.stdin is not None
+        server.stdout.readline()
+        watch.resume()
+        assert watch.unmeasured() == ()
+        server.stdin.write(b"\n")
+        server.stdin.flush()
+        assert server.stdout.readline() == b"done\n"
+        (told,) = watch.unmeasured()
+        assert f"(pid {server.pid}) has torch" in told
+    server.communicate()
+
+
+@pytest.mark.parametrize("guard", ["", "import sys\nif sys.platform != 'never':\n    "])
+def test_the_question_whether_a_library_can_be_loaded_is_harmless(guard: str) -> None:
+    library = ctypes.util.find_library("c")
+    probe = f'{guard}import torch  # noqa: F401\nfrom ctypes import cdll\ncdll.LoadLibrary("{library}")\n'
+    with ChildWatch() as watch:
+        subprocess.run([sys.executable, "-c", probe], check=True)
+    assert watch.unmeasured() == ()
+    with ChildWatch() as watch:
+        subprocess.run([sys.executable, "-c", probe + "torch.ones(1)"], check=True)
+    (told,) = watch.unmeasured()
+    assert "\n" not in told
