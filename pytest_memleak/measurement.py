@@ -58,16 +58,19 @@ class Measurement:
         """A fixture of a wider scope is about to be set up: what it does is not the test's."""
         for window in self._windows:
             window.pause()
+        self._child_watch.pause()
         if self.observer is not None:
             self.observer.pause()
 
     def resume(self) -> bool:
         """True if the pause changed what is held."""
         # What the wider fixture made must not be found among the test's own objects later.
-        garbage.settle()
+        garbage.hide_newcomers()
+        self._child_watch.resume()
         if self.observer is not None:
             self.observer.resume()
-        return any([window.resume() for window in self._windows])
+        changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
+        return any(changed)
 
     def body_begins(self) -> None:
         for window in self._windows:
@@ -75,7 +78,7 @@ class Measurement:
 
     def body_ended(self) -> None:
         """The body has returned; its fixtures are still there."""
-        self.bodies.append(tuple(window.read() for window in self._windows))
+        self.bodies.append(self._read())
         self.children = self._child_watch.unmeasured()
 
     def run_ended(self) -> None:
@@ -83,6 +86,9 @@ class Measurement:
         if self._leaks:
             garbage.collect_unless_off()
             release_workspaces()
+            if any(reading.grown(kind) > 0 for reading in self._read() for kind in reading.end):
+                # It may have replaced something older: that is among the frozen, where only this looks.
+                garbage.collect_everything()
         self.ends.append(self._close_windows())
         if self._host_leaks:
             self.settled.append(settled())
@@ -117,6 +123,9 @@ class Measurement:
             window = gauge.window()
             window.open("setup")
             self._windows.append(window)
+
+    def _read(self) -> Readings:
+        return tuple(window.read() for window in self._windows)
 
     def _close_windows(self) -> Readings:
         readings = []

@@ -78,7 +78,7 @@ def inconclusive(check: str, why: str) -> CheckResult:
 def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
     peak = reading.peak[kind]
     # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
-    highest = peak + reading.unseen
+    highest = peak + max(reading.unseen, reading.unseen_peak)
     verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])])
     shown = highest if verdict == "pass" else peak
     return CheckResult(
@@ -157,11 +157,11 @@ def _other_kinds(levels: Levels, kind: str) -> tuple[str, ...]:
 
 
 def _unseen(reading: Reading) -> tuple[str, ...]:
-    if not reading.unseen:
+    unseen = max(reading.unseen, reading.unseen_peak)
+    if not unseen:
         return ()
     return (
-        f"{size(reading.unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): "
-        "counted in full",
+        f"{size(unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): counted in full",
     )
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_memleak.events import garbage
+from pytest_memleak.events import births, garbage
+from pytest_memleak.events.older_threads import OlderThreads
 from pytest_memleak.events.storages import address_of, cpu_storages, unique_cpu_storages
 
 
@@ -34,7 +35,10 @@ class _Tracked:
 class DispatchTracker:
     """Same questions as the exact engine, answered from what operations returned."""
 
-    how = "tracked by dispatch: tensors on all Python threads, without the scratch memory of kernels"
+    how = (
+        "tracked by dispatch: tensors on Python threads (of those older than the window only pools), without the "
+        "scratch memory of kernels"
+    )
     can_enforce = False
 
     def __init__(self) -> None:
@@ -48,6 +52,7 @@ class DispatchTracker:
         self._begun = 0
         self._mode: _Mode | None = None
         self._undo: list[Callable[[], None]] = []
+        self._older = OlderThreads()
         garbage.before_freezing(self._adopt_all)
         os.register_at_fork(after_in_child=_unless_gone(self))
 
@@ -62,7 +67,9 @@ class DispatchTracker:
             return
         self._adopt_all(garbage.in_sight())
         self._begun = 1
+        self._older = OlderThreads()
         self._watch_threads()
+        births.tell(self._born)
         self._mode = _Mode(self)
         self._mode.__enter__()
 
@@ -72,6 +79,7 @@ class DispatchTracker:
             return
         self._mode.__exit__(None, None, None)
         self._mode = None
+        births.tell_no_more(self._born)
         while self._undo:
             self._undo.pop()()
 
@@ -128,7 +136,7 @@ class DispatchTracker:
 
     def blindness(self, missed: list[torch.UntypedStorage]) -> str | None:
         if not missed:
-            return None
+            return self._older.worked() if self.on else None
         total = sum(storage.nbytes() for storage in missed)
         return (
             f"{total:,} B of CPU tensors are alive that the dispatch tracker never saw being allocated: made by a "
@@ -140,13 +148,16 @@ class DispatchTracker:
         """An operation returned this."""
         if isinstance(result, torch.Tensor):
             for storage in cpu_storages(result):
-                if _allocated(storage):
-                    with self._lock:
-                        self._bury()
-                        self._count(storage, number=None)
+                self._born(storage)
         elif isinstance(result, (list, tuple)):
             for part in result:
                 self.saw(part)
+
+    def _born(self, storage: torch.UntypedStorage, mapped: bool = False) -> None:
+        if not mapped and _allocated(storage):
+            with self._lock:
+                self._bury()
+                self._count(storage, number=None)
 
     def _count(self, storage: torch.UntypedStorage, number: int | None) -> None:
         key, size = storage._cdata, storage.nbytes()

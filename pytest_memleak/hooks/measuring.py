@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +23,7 @@ from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import Settings
+from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PLAN = pytest.StashKey[Plan]()
 BAD_MARK = pytest.StashKey[BadInput]()
+
+_WIDTHS = ("function", "class", "module", "package", "session")
 
 UNJUDGED = pytest.StashKey[str]()
 """Why a test was refused before it began."""
@@ -50,6 +53,7 @@ class MeasuredTests:
         self.test: RunningTest | None = None
         self._light: set[pytest.FixtureDef[Any]] = set()
         """Wider fixtures that hold no memory: most classes and modules have some."""
+        self._watched: dict[pytest.FixtureDef[Any], watched.Scope] = {}
         self._undo = contextlib.ExitStack()
         # A wider fixture that gets another parameter is torn down in the next test's set-up; no hook says it begins.
         self._undo.enter_context(Patch(pytest.FixtureDef, "finish", self._pausing_for_wider, parameters=["request"]))
@@ -83,15 +87,18 @@ class MeasuredTests:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-        test = self.test
-        if test is None or fixturedef.scope == "function":
+        if fixturedef.scope == "function":
             return (yield)
-        test.pause()
-        try:
-            return (yield)
-        finally:
-            if not test.resume():
-                self._light.add(fixturedef)
+        with self._not_the_tests(fixturedef):
+            # Models that it watches are meant by every test that uses it.
+            self._watched[fixturedef] = scope = watched.open_scope(_WIDTHS.index(fixturedef.scope))
+            try:
+                result = yield
+            except BaseException:
+                watched.close_scope(scope)
+                raise
+            watched.keep_scope(scope)
+            return result
 
     def pytest_sessionfinish(self) -> None:
         if self.test is not None:
@@ -100,14 +107,16 @@ class MeasuredTests:
         if "torch" in sys.modules:
             from pytest_memleak.events import garbage
 
-            garbage.thaw()
+            garbage.end_session()
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        if scope := self._watched.pop(fixturedef, None):
+            watched.close_scope(scope)
         if fixturedef.scope != "function" and fixturedef not in self._light and "torch" in sys.modules:
             from pytest_memleak.events import garbage
 
-            # What it holds may be in reference cycles, and frozen cycles are not collected before the next test.
-            garbage.thaw()
+            # What it held may be in reference cycles among the frozen objects.
+            garbage.stale()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
@@ -178,16 +187,26 @@ class MeasuredTests:
 
     def _pausing_for_wider(self, finish: Callable[..., None]) -> Callable[..., None]:
         def pausing(fixturedef: pytest.FixtureDef[Any], *args: Any, **kwargs: Any) -> None:
-            test = self.test
-            if test is None or fixturedef.scope == "function" or fixturedef.cached_result is None:
+            if fixturedef.scope == "function" or fixturedef.cached_result is None:
                 return finish(fixturedef, *args, **kwargs)
-            test.pause()
-            try:
+            with self._not_the_tests(fixturedef):
                 return finish(fixturedef, *args, **kwargs)
-            finally:
-                test.resume()
 
         return pausing
+
+    @contextlib.contextmanager
+    def _not_the_tests(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+        """A wider fixture is set up or torn down: what that does to memory is not the running test's."""
+        test = self.test
+        if test is None:
+            yield
+            return
+        test.pause()
+        try:
+            yield
+        finally:
+            if not test.resume():
+                self._light.add(fixturedef)
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         from pytest_memleak.cards.probe import accelerator_seen
@@ -197,12 +216,14 @@ class MeasuredTests:
             return  # only the run's cap concerns it, and there is no real card to cap
         require_torch()
         from pytest_memleak.cards.card import choose
+        from pytest_memleak.events import garbage
         from pytest_memleak.hooks.running import RunningTest
 
         card = choose(self._settings.backend)
         if not plan.marked and card.backend != "real":
             return
-        test = RunningTest(item, plan, card)
+        garbage.begin_session()
+        test = RunningTest(item, plan, card, self._watched)
         try:
             test.begin()
         except BaseException:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -22,17 +23,24 @@ _FIXTURE = "fixture:"
 
 
 class ModelNames:
-    def __init__(self, item: pytest.Item, plan: Plan, observer: ModelObserver | None) -> None:
+    def __init__(
+        self,
+        item: pytest.Item,
+        plan: Plan,
+        observer: ModelObserver | None,
+        watched_by: Mapping[pytest.FixtureDef[Any], watched.Scope],
+    ) -> None:
         self._item = item
         self._plan = plan
         self._observer = observer
+        self._watched_by = watched_by
         self._fixtures: dict[str, ModelSizes | str] = {}
         """By ``model=``: the sizes of that fixture's value, or why there are none."""
         self._offer = ""
         self._undo = contextlib.ExitStack()
 
     def begin(self) -> None:
-        self._undo.enter_context(watched.scope())
+        self._undo.enter_context(watched.scope(self._scopes_of_its_fixtures))
 
     def end(self) -> None:
         self._undo.close()
@@ -54,6 +62,10 @@ class ModelNames:
             return found.term(name)
         seen = watched.watched() or (self._observer.models() if self._observer else [])
         return which_model(named, seen, self._offer).term(name)
+
+    def _scopes_of_its_fixtures(self) -> list[watched.Scope]:
+        definitions = getattr(getattr(self._item, "_fixtureinfo", None), "name2fixturedefs", {}).values()
+        return [self._watched_by[one] for some in definitions for one in some if one in self._watched_by]
 
     def _of_fixture(self, model: str) -> ModelSizes | str:
         name = model.removeprefix(_FIXTURE)

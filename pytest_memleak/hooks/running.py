@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 from unittest import SkipTest
 
 import pytest
@@ -17,6 +19,7 @@ from pytest_memleak.measurement import Measurement
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import Block, CheckResult, TestRecord, Verdict
 from pytest_memleak.report.terminal import failure_text
+from pytest_memleak.upstream.watched import Scope
 from pytest_memleak.workers.worker import worker_id
 
 ATTEMPTS = pytest.StashKey[int]()
@@ -27,12 +30,14 @@ _NOT_A_FAILURE = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest)
 class RunningTest:
     """One attempt of one test, from just before its fixtures are set up until its reports are made."""
 
-    def __init__(self, item: pytest.Item, plan: Plan, card: Card) -> None:
+    def __init__(
+        self, item: pytest.Item, plan: Plan, card: Card, watched_by: Mapping[pytest.FixtureDef[Any], Scope]
+    ) -> None:
         self.item = item
         self.plan = plan
         self.card = card
         self.measurement = Measurement(plan, card)
-        self.names = ModelNames(item, plan, self.measurement.observer)
+        self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
         self.results: list[CheckResult] = []
         self.blocks: list[Block] = []

@@ -1,4 +1,4 @@
-"""What tensors hold without Python's knowledge: saved tensors of their autograd graphs, and gradients.
+"""What holds tensors without Python's knowledge: autograd graphs, gradients, numpy arrays, TorchScript modules.
 
 Nothing is unpacked where torch allows to look without (the hooks of ``saved_tensors_hooks`` are the program's code).
 """
@@ -13,26 +13,26 @@ from typing import Any
 
 import torch
 
+from pytest_memleak.ledger.foreign import numpy_views, script_tensors, sparse_parts
 from pytest_memleak.ledger.looking import LONGEST_LOOK, is_a, type_name
 
 _base = torch._C.TensorBase.__dict__
 _SHOWN = 4  # nodes of a graph in a message
+GRAPH, ARRAY, SCRIPT = "autograd graph", "numpy array", "TorchScript module"
 
 
 @dataclass(frozen=True)
 class Link:
-    """A tensor's memory, held from C++ by another tensor."""
+    """A tensor's memory, held from C++ by another tensor, by an array or by a module."""
 
     holder: int
-    """The id of the tensor that holds it, among `Links.tensors`."""
+    """The id of what holds it, among `Links.holders`."""
     label: str
     """``.grad``, or ``.grad_fn -> MeanBackward0 -> AddmmBackward0._saved_mat1``."""
     nbytes: int
     shape: str
-
-    @property
-    def in_graph(self) -> bool:
-        return self.label != ".grad"
+    kind: str = GRAPH
+    """How a line begins that tells of such a link; empty where the label says it: a gradient, a sparse part."""
 
 
 class Links:
@@ -43,42 +43,52 @@ class Links:
         self.by_node: dict[int, Link] = {}
         self.alive: set[int] = set()
         """The storages of all tensors that Python sees."""
-        self.tensors: dict[int, torch.Tensor] = {}
+        self.holders: dict[int, object] = {}
         self.complete = True
         self._deadline = deadline
         self.nodes: dict[int, object] = {}
         self._raw_names: dict[type, tuple[str, ...]] = {}
-        for tensor in (*first, *living_tensors()):
-            if id(tensor) in self.tensors:
-                continue
-            self.tensors[id(tensor)] = tensor
+        tensors = list({id(tensor): tensor for tensor in (*first, *living_tensors())}.values())
+        for tensor in tensors:
+            self.holders[id(tensor)] = tensor
             key = storage_key(tensor)
             if key is not None:
                 self.alive.add(key[0])
+                continue
+            for name, part in sparse_parts(tensor):
+                self._add(part, tensor, name, "")
+                # Counted with the sparse tensor, which Python sees.
+                self.alive.update((storage_key(part) or ())[:1])
         # The last result of a graph comes first: it holds all others' graphs, and is what a program keeps.
-        for tensor in sorted(self.tensors.values(), key=_age):
+        tensors.sort(key=_age)
+        for tensor in tensors:
             if time.monotonic() > deadline or len(self.nodes) > LONGEST_LOOK:
                 self.complete = False
                 break
             self._add_gradient(tensor)
             self._add_graph(tensor)
+        for module, name, parameter in script_tensors():
+            self._add(parameter, module, name, SCRIPT)
+        for array, shown in numpy_views() if time.monotonic() < deadline else ():
+            self._add(shown, array, "", ARRAY)
 
     def close(self) -> None:
-        self.tensors.clear()
+        self.holders.clear()
         self.nodes.clear()
 
-    def _add(self, part: object, holder: torch.Tensor, label: str) -> None:
+    def _add(self, part: object, holder: object, label: str, kind: str = GRAPH) -> None:
         found = storage_key(part) if is_a(part, torch.Tensor) else None
-        if found is not None:
-            self.by_storage.setdefault(found[0], Link(id(holder), label, found[1], shape_of(part)))  # type: ignore[arg-type]
+        if found is not None and found[1] and found[0] not in self.by_storage:
+            self.holders[id(holder)] = holder
+            self.by_storage[found[0]] = Link(id(holder), label, found[1], shape_of(part), kind)  # type: ignore[arg-type]
 
     def _add_gradient(self, tensor: torch.Tensor) -> None:
         # Reading .grad of a tensor that is no leaf warns.
-        if read_attribute(tensor, "is_leaf"):
-            self._add(read_attribute(tensor, "grad"), tensor, ".grad")
+        if _is_leaf(tensor):
+            self._add(read_attribute(tensor, "grad"), tensor, ".grad", "")
 
     def _add_graph(self, tensor: torch.Tensor) -> None:
-        root = read_attribute(tensor, "grad_fn")
+        root = _grad_fn(tensor)
         if root is None or id(root) in self.nodes:
             return
         todo: list[tuple[Any, tuple[str, ...]]] = [(root, ())]
@@ -113,8 +123,22 @@ class Links:
 
 def _age(tensor: torch.Tensor) -> int:
     """The less, the later its operation was recorded."""
-    node = read_attribute(tensor, "grad_fn")
+    node = _grad_fn(tensor)
     return 0 if node is None else -int(node._sequence_nr())
+
+
+def _is_leaf(tensor: torch.Tensor) -> bool:
+    try:
+        return bool(read_attribute(tensor, "is_leaf"))
+    except RuntimeError:
+        return False  # as below
+
+
+def _grad_fn(tensor: torch.Tensor) -> Any:
+    try:
+        return read_attribute(tensor, "grad_fn")
+    except RuntimeError:
+        return None  # a view that was changed in a way which autograd refuses says so when it is asked
 
 
 def _packed(saved: Any, node: Any, name: str, index: int | None) -> Iterator[object]:
@@ -147,15 +171,26 @@ def storage_key(tensor: object) -> tuple[int, int] | None:
         with torch._C.DisableTorchFunctionSubclass():
             storage = torch.Tensor.untyped_storage(tensor)  # type: ignore[arg-type]
             return storage._cdata, storage.nbytes()
-    except (RuntimeError, NotImplementedError, TypeError):
+    except Exception:  # noqa: BLE001 - a wrapper's own code may answer, and raise anything
         return None
 
 
 def shape_of(tensor: torch.Tensor) -> str:
     """``float32 [512, 512]``."""
     dtype = str(read_attribute(tensor, "dtype")).removeprefix("torch.")
-    with torch._C.DisableTorchFunctionSubclass():
-        return f"{dtype} {list(torch.Tensor.size(tensor))}"
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            return f"{dtype} {list(torch.Tensor.size(tensor))}"
+    except Exception:  # noqa: BLE001 - nested tensors have no shape, and a subclass answers with code of its own
+        return f"{dtype} nested" if read_attribute(tensor, "is_nested") else f"{dtype}, of no known shape"
+
+
+def device_type(tensor: torch.Tensor) -> str:
+    """``cpu``, ``cuda``; empty where a subclass answers with code of its own that fails."""
+    try:
+        return str(read_attribute(tensor, "device").type)
+    except Exception:  # noqa: BLE001 - whatever that code raises
+        return ""
 
 
 def read_attribute(tensor: torch.Tensor, name: str) -> Any:

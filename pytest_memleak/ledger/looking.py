@@ -158,14 +158,20 @@ def edges(thing: object) -> Iterator[Edge]:
         yield from (("", step.tb_frame) for step in _tracebacks(thing))
         for name in ("__cause__", "__context__"):
             yield f".{name}", BaseException.__dict__[name].__get__(thing)
+    elif kind is types.TracebackType:
+        yield from (("", thing.tb_frame), ("", thing.tb_next))  # type: ignore[attr-defined]
     elif kind is types.CellType:
         yield from (("", part) for part in gc.get_referents(thing))
     elif is_a(thing, threading.local):
         for part in hidden_parts(thing):
             yield from _attributes(part)
     elif is_a(thing, torch.Tensor):
-        with torch._C.DisableTorchFunctionSubclass():
-            yield ".grad_fn", _grad_fn(thing)
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                node = _grad_fn(thing)
+        except RuntimeError:
+            node = None  # a view that was changed in a way which autograd refuses says so when it is asked
+        yield ".grad_fn", node
     yield from _members(thing)
     if kind is LruCache:
         for part in gc.get_referents(thing):

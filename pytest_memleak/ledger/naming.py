@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,13 @@ from pytest_memleak.ledger.looking import (
     hidden_parts,
     is_a,
     label_of,
+    module_of,
     namespace_name,
     own_dict,
     type_name,
 )
-from pytest_memleak.ledger.standing import Root
+from pytest_memleak.ledger.standing import TOOLS, Root
+from pytest_memleak.upstream.where import as_typed_here
 
 _GLOBAL, _ATTRIBUTE, _LOCAL = "module global ", "attribute ", "local "
 
@@ -33,6 +35,8 @@ class _Words:
     tail: str = ""
     anonymous: bool = False
     """Nothing that anybody could look up by this name."""
+    log_record: str = ""
+    """Where the log record is whose ``exc_info`` the way goes through."""
 
     def text(self) -> str:
         if self.lead.endswith((_LOCAL, "variable ")):
@@ -86,6 +90,9 @@ def describe_cycle(cycle: Sequence[object]) -> str:
 
 def _walk(path: Sequence[object], root: Root | None) -> _Words:
     steps = named_parts(path)
+    if root is None and (own := _first_of_the_tools(steps)):
+        steps = steps[own:]
+        root = _root_of_a_tool(steps[0])
     words = _beginning(steps[0], root)
     before: object = None
     for holder, held in pairwise(steps):
@@ -93,6 +100,32 @@ def _walk(path: Sequence[object], root: Root | None) -> _Words:
         before = holder
     words.expression = words.expression.removesuffix("(…)")  # a cached tensor itself; a part of it keeps the mark
     return words
+
+
+def _first_of_the_tools(steps: Sequence[object]) -> int:
+    """Where to begin instead, if the way leads through pytest's insides, which modules show by accident.
+
+    Any module that pytest has rewritten has its session behind ``__loader__``: a name that tells the reader nothing.
+    """
+    first = namespace_name(steps[0])
+    if first is None or len(steps) < 2:
+        return 0
+    if first.partition(".")[0] not in TOOLS and label_of(steps[0], steps[1]) not in (".__loader__", ".__spec__"):
+        return 0
+    own = [place for place, step in enumerate(steps) if _tool_of(step)]
+    return own[-1] if own else 0
+
+
+def _tool_of(thing: object) -> str:
+    """``pytest``, if one of its objects is meant; not for its functions and frames, which have names."""
+    package = module_of(type(thing)).partition(".")[0]
+    return package.lstrip("_") if package in TOOLS else ""
+
+
+def _root_of_a_tool(thing: object) -> Root:
+    argument = (own_dict(thing) or {}).get("argname")  # of a fixture's definition
+    fixture = f"({argument!r})" if type(argument) is str else ""
+    return Root(f"{_tool_of(thing)}'s own ", f"{type_name(type(thing))}{fixture}")
 
 
 def _beginning(thing: object, root: Root | None) -> _Words:
@@ -117,8 +150,13 @@ def _step(words: _Words, before: object, holder: object, held: object) -> _Words
     suspended = generator_part(holder, "frame")
     if type(holder) is types.FrameType:
         tail = f" of frame {_where(holder)}"
-        if is_a(before, BaseException):
-            tail += f", kept by the traceback of {type_name(type(before))}" + (f" stored in {kept}" if kept else "")
+        if type(before) is types.TracebackType or is_a(before, BaseException):
+            error = f" of {type_name(type(before))}" if is_a(before, BaseException) else ""
+            tail += f", kept by the traceback{error}"
+            if words.log_record:
+                tail += f" in exc_info of the log record {words.log_record}"
+            elif kept:
+                tail += f" stored in {kept}"
         elif kept:
             tail += f", kept by {kept}"
         return _Words(_LOCAL, label, tail)
@@ -130,7 +168,10 @@ def _step(words: _Words, before: object, holder: object, held: object) -> _Words
         name = _function_name(holder)
         tail = f", stored in {kept}" if kept and kept != name else ""
         return _Words(f"closure of {name}, variable ", label, tail)
-    return _Words(words.lead, words.expression + label, words.tail, words.anonymous)
+    record = (
+        kept or "that nothing names" if is_a(holder, logging.LogRecord) and label == ".exc_info" else words.log_record
+    )
+    return _Words(words.lead, words.expression + label, words.tail, words.anonymous, record)
 
 
 def _function_name(function: object) -> str:
@@ -143,7 +184,4 @@ def _function_name(function: object) -> str:
 def _where(frame: types.FrameType) -> str:
     """``load (file.py:33)``, with the path as one would type it here."""
     code = frame.f_code
-    path = os.path.relpath(code.co_filename) if os.path.isabs(code.co_filename) else code.co_filename
-    if path.startswith(".."):
-        path = code.co_filename
-    return f"{code.co_name} ({path}:{frame.f_lineno or code.co_firstlineno})"
+    return f"{code.co_name} ({as_typed_here(code.co_filename)}:{frame.f_lineno or code.co_firstlineno})"

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pytest_memleak.ledger.graph import Link, Links, read_attribute, shape_of, storage_key
+from pytest_memleak.ledger.foreign import hidden_bytes
+from pytest_memleak.ledger.graph import GRAPH, Link, Links, device_type, read_attribute, shape_of, storage_key
+from pytest_memleak.ledger.looking import type_name
 from pytest_memleak.ledger.naming import describe, describe_cycle, named_parts, place
 from pytest_memleak.ledger.search import Holder, Search
 from pytest_memleak.ledger.standing import Root
@@ -40,17 +42,21 @@ def explain(
     Further lines tell what these leave out. `roots` are objects by a name that tells the reader more than ours would
     ("self of test_x"); `ignore` are the caller's own containers of the tensors. After `budget` seconds the search ends,
     and the lines say how much it did not reach. Frozen objects (``gc.freeze``) hide their referrers: thaw before.
-    Nothing is kept alive afterwards, and no code of the program runs.
+    Nothing is kept alive afterwards, and no code of the program runs. It never raises: a last line says what failed.
     """
     collecting = gc.isenabled()
     gc.disable()  # or the cycles that are to be explained could vanish halfway
-    search = Search({} if roots is None else roots, ignore, budget)
-    search.ignore(tensors)
-    explanation = _Explanation(tensors, total, search, budget)
+    explanation = None
     try:
+        search = Search({} if roots is None else roots, ignore, budget)
+        search.ignore(tensors)
+        explanation = _Explanation(tensors, total, search, budget)
         return explanation.lines(limit)
+    except Exception as error:  # noqa: BLE001 - the verdict is reached without an explanation, and must be told
+        return (_failure(error),)
     finally:
-        explanation.close()
+        if explanation is not None:
+            explanation.close()
         if collecting:
             gc.enable()
 
@@ -92,20 +98,32 @@ class _Explanation:
         self._links: Links | None = None
         self._places: dict[int, tuple[int, Holder]] = {}
         self._owners: dict[str, _Owner] = {}
-        self._linked: dict[tuple[int, bool], str] = {}
+        self._linked: dict[tuple[int, str], str] = {}
         self._pending: dict[int, _Storage] = {}
+        self._failures: dict[str, None] = {}
         self._slack = 0
+        without: list[torch.Tensor] = []
         for tensor in tensors:
             found = storage_key(tensor)
-            if found is None or not found[1]:
-                continue  # its parts, if Python sees them, are tensors themselves
-            if found[0] not in self._pending:
-                self._pending[found[0]] = _Storage(found[1], shape_of(tensor))
-                self._slack += 0 if read_attribute(tensor, "is_cpu") else _ROUNDING
-            self._pending[found[0]].tensors.append(self._search.keep(tensor))
+            if found is None:
+                without.append(tensor)
+            elif found[1]:
+                self._add(tensor, found[0], found[1], shape_of(tensor))
+        known = set(self._pending)
+        for tensor in without:
+            # A wrapper's parts are tensors that Python sees. A tensor's id is no storage's address.
+            if nbytes := hidden_bytes(tensor, known):
+                layout = str(read_attribute(tensor, "layout")).removeprefix("torch.")
+                self._add(tensor, id(tensor), nbytes, f"{shape_of(tensor)}, {layout.removeprefix('_')}")
         self._leaked = frozenset(self._pending)
         self._storage_of = {key: storage for storage, one in self._pending.items() for key in one.tensors}
         self._python_bytes = sum(storage.nbytes for storage in self._pending.values())
+
+    def _add(self, tensor: torch.Tensor, key: int, nbytes: int, shape: str) -> None:
+        if key not in self._pending:
+            self._pending[key] = _Storage(nbytes, shape)
+            self._slack += 0 if device_type(tensor) == "cpu" else _ROUNDING
+        self._pending[key].tensors.append(self._search.keep(tensor))
 
     def close(self) -> None:
         self._search.close()
@@ -115,8 +133,8 @@ class _Explanation:
     def lines(self, limit: int) -> tuple[str, ...]:
         for key in sorted(self._pending, key=lambda key: -self._pending[key].nbytes):
             if key in self._pending:
-                self._explain(key)
-        rest = self._explain_unseen(self._total - self._python_bytes)
+                self._attempt(key)
+        rest = self._attempt_unseen(self._total - self._python_bytes)
         untraced = [owner.line(text) for text, owner in self._owners.items() if text.startswith(_UNTRACED)]
         traced = [item for item in self._owners.items() if not item[0].startswith(_UNTRACED)]
         owners = sorted(traced, key=lambda item: -item[1].nbytes)
@@ -125,7 +143,21 @@ class _Explanation:
         if left:
             nbytes = sum(nbytes for nbytes, _ in left)
             lines.append(f"{size(nbytes)} in {_tensors(len(left))}: {plural(len(owners) - limit, 'other owner')}")
-        return (*lines, *untraced, rest) if rest else (*lines, *untraced)
+        return (*lines, *untraced, *([rest] if rest else []), *self._failures)
+
+    def _attempt(self, key: int) -> None:
+        try:
+            self._explain(key)
+        except Exception as error:  # noqa: BLE001 - what a program leaves behind may be anything; the others are told
+            self._failures[_failure(error)] = None
+            self._settle(f"{_UNTRACED}the search failed", [key])
+
+    def _attempt_unseen(self, missing: int) -> str:
+        try:
+            return self._explain_unseen(missing)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failures[_failure(error)] = None
+            return f"{size(missing)} of {size(self._total)} has no Python tensor"
 
     def _explain(self, key: int) -> None:
         if self._search.over:
@@ -181,7 +213,7 @@ class _Explanation:
         if self._links is None:
             leaked = [self._search.objects[key] for key in self._storage_of]
             self._links = Links(leaked, self._deadline)  # type: ignore[arg-type]
-            self._search.ignore(self._links.tensors, self._links.nodes)
+            self._search.ignore(self._links.holders, self._links.nodes)
         return self._links
 
     def _link(self, key: int, holder: Holder | None = None) -> Link | None:
@@ -195,19 +227,19 @@ class _Explanation:
     def _same_link(self, link: Link, other: Link | None) -> bool:
         return other is not None and self._link_key(link) == self._link_key(other)
 
-    def _link_key(self, link: Link) -> tuple[int, bool]:
-        return self._place_of(link.holder)[0], link.in_graph
+    def _link_key(self, link: Link) -> tuple[int, str]:
+        return self._place_of(link.holder)[0], link.kind
 
-    def _place_of(self, tensor: int) -> tuple[int, Holder]:
-        """Who holds a tensor that holds others, and the id of the first tensor that is held alike."""
-        if tensor not in self._places:
+    def _place_of(self, key: int) -> tuple[int, Holder]:
+        """Who holds what holds tensors, and the id of the first of those that are held alike."""
+        if key not in self._places:
             links = self._all_links()
-            holder = self._search.holder_of([self._search.keep(links.tensors[tensor])])
-            self._places[tensor] = tensor, holder
+            holder = self._search.holder_of([self._search.keep(links.holders[key])])
+            self._places[key] = key, holder
             if holder.kind in ("named", "unnamed"):
-                for other in alike(named_parts(self._objects(holder.path)), links.tensors):
-                    self._places.setdefault(other, (tensor, holder))
-        return self._places[tensor]
+                for other in alike(named_parts(self._objects(holder.path)), links.holders):
+                    self._places.setdefault(other, (key, holder))
+        return self._places[key]
 
     def _link_text(self, link: Link) -> str:
         key = self._link_key(link)
@@ -216,11 +248,11 @@ class _Explanation:
         holder = self._place_of(link.holder)[1]
         path = self._objects(holder.path)
         if holder.kind in ("named", "unnamed"):
-            words = (place if link.in_graph else describe)(path, self._root(holder), link.label)
+            words = (place if link.kind else describe)(path, self._root(holder), link.label)
         else:
             why = self._cycle_text(holder) if holder.kind == "cycle" else _UNKNOWN
-            words = f"tensor{link.label}, the tensor: {why}"
-        self._linked[key] = f"autograd graph: {words}" if link.in_graph else words
+            words = f"tensor{link.label}, the tensor: {why}" if link.kind in ("", GRAPH) else why
+        self._linked[key] = f"{link.kind}: {words}" if link.kind else words
         return self._linked[key]
 
     def _explain_unseen(self, missing: int) -> str:
@@ -243,6 +275,14 @@ class _Explanation:
             return ""
         cut = "" if links.complete and not self._search.over else "; not all autograd graphs were read in time"
         return f"{size(missing - found)} of {size(self._total)} has no Python tensor: {_UNKNOWN}{cut}"
+
+
+def _failure(error: Exception) -> str:
+    try:
+        reason = f"{type_name(type(error))}: {error}"
+    except Exception:  # noqa: BLE001 - an error of the program's own kind may not be able to say what it is
+        reason = type_name(type(error))
+    return f"could not be fully explained: {reason.splitlines()[0]:.200}"
 
 
 def _tensors(count: int) -> str:

@@ -51,6 +51,9 @@ class DriverMemory:
     def unseen(self) -> int:
         return 0
 
+    def unseen_peak(self) -> int:
+        return 0
+
     def blindness(self) -> str | None:
         return None
 

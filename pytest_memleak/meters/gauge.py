@@ -43,6 +43,9 @@ class Gauge(Protocol):
     def unseen(self) -> int:
         """Bytes alive now that were never seen being allocated; they bound the peak from above."""
 
+    def unseen_peak(self) -> int:
+        """The most of such bytes that were alive at a time since the last call, as far as that was noticed."""
+
     def blindness(self) -> str | None:
         """Why the numbers cannot be trusted, or None."""
 
@@ -65,6 +68,8 @@ class Reading:
     """Bytes alive at the end that the gauge never saw allocated; the true peak is at most ``peak + unseen``."""
     unseen_before: int = 0
     """Those of them that were there when the window opened, or that wider fixtures brought since."""
+    unseen_peak: int = 0
+    """The most of them at a time: also of those that are gone."""
     blind: str | None = None
 
     def grown(self, kind: str) -> int:
@@ -85,9 +90,10 @@ class SharedGauge:
     def fold(self) -> None:
         """Gives the peak since the last fold to every running window, and starts it anew."""
         with self._lock:
-            peaks = self.gauge.take_peaks()
+            peaks, unseen = self.gauge.take_peaks(), self.gauge.unseen_peak()
             for window in self._windows:
                 window._raise_to(peaks)
+                window._unseen_peak = max(window._unseen_peak, unseen)
 
     def window(self) -> Window:
         return Window(self)
@@ -106,6 +112,7 @@ class Window:
         self._paused_at: Levels = {}
         self._unseen_before = 0
         self._unseen_at_pause = 0
+        self._unseen_peak = 0
         self._refusals_at_pause = 0
         self._refusals = 0
 
@@ -168,6 +175,7 @@ class Window:
                 refusals=gauge.refusals() - self._refusals,
                 unseen=gauge.unseen(),
                 unseen_before=self._unseen_before,
+                unseen_peak=self._unseen_peak,
                 blind=gauge.blindness(),
             )
 

@@ -53,6 +53,9 @@ class HostMemory:
         self._high_water_reason = "no window was opened yet"
 
     def begin(self) -> None:
+        # What was freed before and not given back would be used again unseen, and the growth would depend on what ran
+        # before. It takes no time where nothing can be given back, and a tenth of a second where very much is.
+        settled()
         self._high_water_reason = _reset_high_water()
         self._sampler.begin()
 
@@ -70,6 +73,9 @@ class HostMemory:
         return 0
 
     def unseen(self) -> int:
+        return 0
+
+    def unseen_peak(self) -> int:
         return 0
 
     def blindness(self) -> str | None:

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 
 from pytest_memleak.errors import BadInput, Unavailable
-from pytest_memleak.events import garbage
+from pytest_memleak.events import births, garbage
 from pytest_memleak.events.cpu_allocator import CpuAllocator
 from pytest_memleak.events.dispatch import DispatchTracker
 from pytest_memleak.events.engine import CpuEngine
 from pytest_memleak.events.native import ENGINE_VARIABLE, ENGINES
 from pytest_memleak.events.storages import address_of, cpu_storages, tensors_among, unique_cpu_storages
+from pytest_memleak.meters.foreign import ForeignPeak, Span, covered
 from pytest_memleak.meters.gauge import Levels
 
 
@@ -41,7 +42,9 @@ class CpuTensors:
         """The reason why the exact engine is not in use, or None."""
         self.how: str = self.engine.how
         self._foreign: dict[int, _Foreign] = {}
+        self._foreign_levels: dict[tuple[bool, bool], int] = {}
         self._missed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._foreign_peak = ForeignPeak(known=lambda mapped: self._foreign_bytes(prior=False, mapped=mapped))
         garbage.thaw()  # a census sees nothing frozen
         self._census(garbage.in_sight(), prior=True)
         garbage.before_freezing(self._census)
@@ -61,8 +64,11 @@ class CpuTensors:
 
     def begin(self) -> None:
         self.engine.begin()
+        births.tell(self._born)
+        self.unseen_peak()
 
     def end(self) -> None:
+        births.tell_no_more(self._born)
         self.engine.end()
 
     def now(self) -> Levels:
@@ -81,6 +87,11 @@ class CpuTensors:
         self._census(garbage.in_sight())
         return self.mapped + self.unallocated
 
+    def unseen_peak(self, mapped: bool = False) -> int:
+        """As `unseen`, but the most that was alive at a time since the last call; of mapped files, or all the rest."""
+        self._census(garbage.in_sight())
+        return self._foreign_peak.take(mapped)
+
     @property
     def mapped(self) -> int:
         """Of the last `unseen`, what lies in mapped files: read by pages, and given back under pressure."""
@@ -93,7 +104,7 @@ class CpuTensors:
 
     def blindness(self) -> str | None:
         self._census(garbage.in_sight())
-        missed = [storage for reference in self._missed.values() if (storage := reference()) is not None]
+        missed = [storage for reference in list(self._missed.values()) if (storage := reference()) is not None]
         self._missed.clear()
         # What it has learned of since it was missed (each window begins by adopting) is no longer wrong.
         return self.engine.blindness([storage for storage in missed if not self.engine.knows(storage)])
@@ -122,18 +133,15 @@ class CpuTensors:
         return self._foreign_bytes(prior=True, mapped=True) + self._foreign_bytes(prior=True, mapped=False)
 
     def _foreign_bytes(self, prior: bool, mapped: bool) -> int:
-        """Each byte once: two storages may well overlap (from_numpy of an array and of a slice of it)."""
-        parts = [
-            (one.address, one.bytes)
-            for one in list(self._foreign.values())
-            if (one.prior, one.mapped) == (prior, mapped)
-        ]
-        total = covered = 0
-        for address, size in sorted(parts):
-            end = address + size
-            total += max(0, end - max(address, covered))
-            covered = max(covered, end)
-        return total
+        kind = prior, mapped
+        if kind not in self._foreign_levels:
+            found = [one for one in list(self._foreign.values()) if (one.prior, one.mapped) == kind]
+            self._foreign_levels[kind] = covered(Span(one.address, one.bytes, mapped) for one in found)
+        return self._foreign_levels[kind]
+
+    def _born(self, storage: torch.UntypedStorage, mapped: bool) -> None:
+        if storage._cdata not in self._foreign and not self.engine.knows(storage) and self.engine.foreign(storage):
+            self._foreign_peak.born(storage, mapped)
 
     def _census(self, objects: list[object], prior: bool = False) -> None:
         """Notes the storages that neither the engine nor an earlier census knows."""
@@ -161,14 +169,17 @@ class CpuTensors:
             self._note(storage, address, mapped, prior)
 
     def _note(self, storage: torch.UntypedStorage, address: int, mapped: bool, prior: bool) -> None:
-        key, registry = storage._cdata, self._foreign
+        key, registry, levels = storage._cdata, self._foreign, self._foreign_levels
 
         def gone(reference: weakref.ref[torch.UntypedStorage]) -> None:
             # torch may have given the same identity to a new storage that was noted meanwhile.
             if key in registry and registry[key].reference is reference:
                 del registry[key]
+                levels.clear()
 
+        self._foreign_peak.forget(key)
         registry[key] = _Foreign(address, storage.nbytes(), mapped, prior, weakref.ref(storage, gone))
+        levels.clear()
 
 
 def _choose() -> tuple[CpuEngine, str | None]:

@@ -34,5 +34,13 @@ def shown(place: Place) -> str:
     file, line = place
     if not file:
         return f"an unknown line of thread {threading.current_thread().name}"
-    relative = os.path.relpath(file)
-    return f"{file if relative.startswith(os.pardir) else relative}:{line}"
+    return f"{as_typed_here(file)}:{line}"
+
+
+def as_typed_here(file: str) -> str:
+    """Relative where the file lies below the working directory."""
+    try:
+        relative = os.path.relpath(file)
+    except (OSError, ValueError):
+        return file  # the working directory is gone, or on another drive
+    return file if relative.startswith(os.pardir) else relative

@@ -84,7 +84,7 @@ def test_broken_examples_are_all_red_and_as_quoted(pytester: pytest.Pytester, ex
             assert_printed(text, result.stdout.str())
 
 
-@pytest.mark.parametrize("page", list(filter(with_runs, PAGES)), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if with_runs(page)], ids=lambda page: page.name)
 def test_files_in_the_page_come_out_as_it_says(
     page: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -151,3 +152,35 @@ def test_fake_tensors_have_no_memory(tracker: DispatchTracker) -> None:
         fake = torch.ones(1000) + 1
     assert tracker.current() == before
     del fake
+
+
+def test_storages_that_no_operation_made_are_counted(tracker: DispatchTracker) -> None:
+    tracker.take_peak()
+    before = tracker.current()
+    storage = torch.UntypedStorage(1000)  # type: ignore[no-untyped-call]
+    assert tracker.current() - before == 1000
+    storage.resize_(4000)
+    assert tracker.current() - before == 4000
+    del storage
+    assert tracker.current() == before
+    assert tracker.take_peak() - before == 4000
+
+
+def test_an_older_thread_that_works_makes_it_blind_and_one_that_waits_does_not(tracker: DispatchTracker) -> None:
+    tasks: queue.Queue[int] = queue.Queue()
+
+    def serve() -> None:
+        while size := tasks.get():
+            torch.ones(size).sum()
+            tasks.task_done()
+
+    server = threading.Thread(target=serve, name="older")
+    tracker.end()
+    server.start()
+    tracker.begin()
+    assert tracker.blindness([]) is None
+    tasks.put(10_000_000)
+    tasks.join()
+    assert "older: older than the test and at work during it" in str(tracker.blindness([]))
+    tasks.put(0)
+    server.join()

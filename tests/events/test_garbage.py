@@ -99,9 +99,11 @@ def test_the_program_sees_everything_and_nothing_frozen() -> None:
     count = gc.get_freeze_count()
     old = Thing()
     holder = [old]
+    referrers = len(gc.get_referrers(old))
     assert garbage.settle()
     assert any(one is old for one in gc.get_objects())
     assert any(one is holder for one in gc.get_referrers(old))
+    assert len(gc.get_referrers(old)) == referrers
     assert gc.get_freeze_count() == count
     new = Thing()
     gc.unfreeze()

@@ -17,13 +17,13 @@ class Wrapper(torch.Tensor):
 
     @staticmethod
     def __new__(cls) -> Wrapper:
-        return torch.Tensor._make_wrapper_subclass(cls, (3,))  # type: ignore[attr-defined, no-any-return]
+        return torch.Tensor._make_wrapper_subclass(cls, (3,))
 
     def __tensor_flatten__(self) -> Any:
         raise AttributeError(f"no inner tensor yet: {self.inner}")
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise AssertionError("nothing is computed")
 
 
@@ -42,7 +42,7 @@ class FunctionMode(TorchFunctionMode):
         raise AssertionError(f"{func} was asked")
 
 
-class DispatchMode(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} was asked")
 

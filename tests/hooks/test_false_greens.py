@@ -314,3 +314,17 @@ def test_limit_of_a_block_that_never_ends(run_on_cpu: Run) -> None:
     )
     assert result.parseoutcomes()["errors"] == 2
     result.stdout.fnmatch_lines(["*limit(\"1KiB\") of the block 'load': the block never ended*"])
+
+
+def test_memory_that_torch_did_not_allocate_and_that_is_gone_again(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import numpy, pytest, torch
+
+        @pytest.mark.max_peak("4MiB")
+        def test_it():
+            born = torch.from_numpy(numpy.ones(8 * 1024**2, dtype=numpy.uint8))
+            del born
+        """
+    )
+    result.assert_outcomes(errors=1)

@@ -161,3 +161,55 @@ def test_model_for_a_limit_without_names(run_on_cpu: Run) -> None:
     )
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*model='/no/such/folder' has no effect*"])
+
+
+def test_model_watched_in_a_wider_fixture_is_meant_by_every_test_that_uses_it(run: Run) -> None:
+    result = run(
+        """
+        import pytest, torch
+        import pytest_memleak
+
+        @pytest.fixture(scope="module")
+        def model():
+            model = torch.nn.Linear(1024, 1024, bias=False)
+            pytest_memleak.watch(model)
+            return model
+
+        @pytest.mark.max_peak("2.1 * fp16_size")
+        @pytest.mark.parametrize("number", range(2))
+        def test_uses_it(model, number): ...
+
+        @pytest.mark.max_peak("2.1 * fp16_size")
+        def test_does_not(): ...
+        """
+    )
+    result.assert_outcomes(passed=2, errors=1)
+
+
+def test_freezing_is_not_noticed_by_other_tests(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import gc, weakref
+        import pytest, torch
+
+        class Node:
+            def __init__(self):
+                self.me, self.tensor = self, torch.ones(1024)
+
+        FIRST, SECOND = [Node()], [Node()]
+
+        @pytest.mark.max_leak
+        def test_marked(): ...
+
+        def test_unmarked():
+            reference = weakref.ref(FIRST[0])
+            FIRST.clear()
+            gc.collect()
+            assert reference() is None
+
+        @pytest.mark.max_leak
+        def test_replaces_what_was_there_before():
+            SECOND[0] = Node()
+        """
+    )
+    result.assert_outcomes(passed=3)

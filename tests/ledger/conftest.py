@@ -23,12 +23,17 @@ class Planted:
     def __init__(self, source: str) -> None:
         gc.collect()
         self._before = {key[0] for tensor in living_tensors() if (key := storage_key(tensor))}
+        self._without = {id(tensor) for tensor in living_tensors() if storage_key(tensor) is None}
         self.module = types.ModuleType(NAME)
         sys.modules[NAME] = self.module
         exec(compile(source, f"{NAME}.py", "exec"), self.module.__dict__)
 
     def tensors(self) -> list[torch.Tensor]:
-        return [tensor for tensor in living_tensors() if (key := storage_key(tensor)) and key[0] not in self._before]
+        return [
+            tensor
+            for tensor in living_tensors()
+            if (key[0] not in self._before if (key := storage_key(tensor)) else id(tensor) not in self._without)
+        ]
 
     def explained(self, total: int | None = None, **options: Any) -> tuple[str, ...]:
         """`total`: what the allocator would say, where that is more than tensors that Python sees."""

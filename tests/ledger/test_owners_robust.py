@@ -230,8 +230,8 @@ def test_nothing_leaked_is_nothing_to_say(explained: Explained) -> None:
     assert explained("") == ()
 
 
-def test_sparse_tensors_and_empty_ones_do_no_harm(explained: Explained) -> None:
-    lines = explained("KEPT = [torch.eye(4).to_sparse(), torch.zeros(0)]", total=64)
+def test_empty_tensors_do_no_harm(explained: Explained) -> None:
+    lines = explained("KEPT = [torch.zeros(0), torch.zeros(0).to_sparse()]", total=64)
     assert lines == ("64 B of 64 B has no Python tensor: held from C++ or unknown",)
 
 

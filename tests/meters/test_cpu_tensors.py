@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.events import garbage, native
@@ -261,3 +262,78 @@ def test_shared_memory_is_never_lost(gauge: CpuTensors) -> None:
         held.kept.append(torch.ones(5000).share_memory_())  # type: ignore[no-untyped-call]
     assert held.grown + held.reading.unseen == 20_000
     assert gauge.mapped == 0
+
+
+def transient_numpy() -> None:
+    torch.from_numpy(np.ones(MIB, dtype=np.uint8))
+
+
+def transient_buffer() -> None:
+    torch.frombuffer(bytearray(MIB), dtype=torch.uint8)
+
+
+def transient_shared() -> None:
+    torch.UntypedStorage._new_shared(MIB)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("make", [transient_numpy, transient_buffer, transient_shared])
+def test_foreign_memory_that_is_gone_at_the_end_is_in_the_unseen_peak(
+    gauge: CpuTensors, make: Callable[[], None]
+) -> None:
+    held = np.ones(MIB, dtype=np.uint8)
+    gauge.begin()
+    try:
+        kept = torch.from_numpy(held)
+        again = torch.from_numpy(held[10:])
+        make()
+        assert gauge.unseen() == MIB
+        assert gauge.unseen_peak() == 2 * MIB
+        assert gauge.unseen_peak() == MIB
+        del kept, again
+        assert gauge.unseen_peak() == MIB
+        assert gauge.unseen_peak() == 0
+        own = torch.ones(MIB)
+        torch.from_numpy(own.numpy()[5:])
+        torch.asarray(own.numpy()), torch.as_tensor([1.0])
+        assert gauge.unseen_peak() == 0
+    finally:
+        gauge.end()
+
+
+def test_files_that_are_mapped_for_a_while_are_told_apart(gauge: CpuTensors, tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(MIB // 4)}, tmp_path / "model.safetensors")
+    torch.save({"weight": torch.ones(MIB // 4)}, tmp_path / "model.bin")
+    gauge.begin()
+    try:
+        loaded = load_file(tmp_path / "model.safetensors")
+        del loaded
+        assert MIB <= gauge.unseen_peak(mapped=True) <= 2 * MIB
+        loaded = torch.load(tmp_path / "model.bin", mmap=True)
+        del loaded
+        assert MIB <= gauge.unseen_peak(mapped=True) <= 2 * MIB
+        assert gauge.unseen_peak() == 0
+    finally:
+        gauge.end()
+
+
+def test_loaded_weights_are_never_lost(gauge: CpuTensors, tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(MIB // 4)}, tmp_path / "model.bin")
+    with Held(gauge) as held:
+        loaded = torch.load(tmp_path / "model.bin")
+        del loaded
+        unseen = gauge.unseen_peak()
+    assert MIB <= held.peak + unseen <= MIB + MIB // 2
+
+
+def test_outside_windows_nothing_is_wrapped(gauge: CpuTensors) -> None:
+    owned = vars(torch.UntypedStorage).copy()
+    before = (torch.from_numpy, torch.frombuffer, torch.asarray, torch.from_file, torch._utils._rebuild_tensor)
+    gauge.begin()
+    gauge.begin()
+    gauge.end()
+    assert torch.from_numpy is not before[0]
+    gauge.end()
+    after = (torch.from_numpy, torch.frombuffer, torch.asarray, torch.from_file, torch._utils._rebuild_tensor)
+    assert after == before
+    assert dict(vars(torch.UntypedStorage)) == dict(owned)
+    assert torch.UntypedStorage(4).nbytes() == 4  # type: ignore[no-untyped-call]

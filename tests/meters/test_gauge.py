@@ -43,6 +43,9 @@ class Fed:
     def unseen(self) -> int:
         return self.foreign
 
+    def unseen_peak(self) -> int:
+        return 0
+
     def blindness(self) -> str | None:
         return None
 
