@@ -10,7 +10,7 @@ from importlib import metadata
 from pytest_memleak.errors import Unavailable
 
 PYTHON_FLOOR = "3.10"
-PYTEST_FLOOR = "8.2"
+PYTEST_FLOOR = "8.3"
 TORCH_FLOOR = "2.6"
 
 

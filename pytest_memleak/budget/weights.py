@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_memleak.errors import Inconclusive
 
-# bitsandbytes is recognised by these names, so that looking at a model never imports it. Checked on 0.45 to 0.50.
+# bitsandbytes is recognised by these names, so that looking at a model never imports it. Checked on 0.46 to 0.50.
 _BNB_PARAMETERS = {"Params4bit", "Int8Params"}
 
 

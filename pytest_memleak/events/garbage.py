@@ -23,6 +23,8 @@ from typing import Any
 Observer = Callable[[list[object]], None]
 
 # The program may call the ones that `begin_session` puts in their place; we never do.
+get_referrers = gc.get_referrers
+"""The interpreter's own, for whoever searches: the one in its place adds its own frame to what refers to an object."""
 _get_objects, _freeze, _unfreeze, _count_frozen = gc.get_objects, gc.freeze, gc.unfreeze, gc.get_freeze_count
 
 # What may be frozen without being anybody's wish: CPython freezes some objects as it starts (375 in 3.12).
@@ -258,13 +260,16 @@ def _on_collection(phase: str, info: dict[str, int]) -> None:
 def _seeing_all(original: Callable[..., Any]) -> Callable[..., Any]:
     def ask(*args: Any, **kwargs: Any) -> Any:
         if not _state.ours:
-            return original(*args, **kwargs)
-        with _undisturbed():
-            _uncover()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                _cover()
+            found = original(*args, **kwargs)
+        else:
+            with _undisturbed():
+                _uncover()
+                try:
+                    found = original(*args, **kwargs)
+                finally:
+                    _cover()
+        # Of two questions one is who refers to something, and this call's own arguments do.
+        return [one for one in found if one is not args]
 
     return ask
 

@@ -1,4 +1,4 @@
-"""What is known of pytest's insides: what it keeps of a test, how a test is set up afresh. Checked on 8.2 and 9.2."""
+"""What is known of pytest's insides: what it keeps of a test, how a test is set up afresh. Checked on 8.3 and 9.2."""
 
 from __future__ import annotations
 

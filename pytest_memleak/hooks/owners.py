@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 def owners_of(test: RunningTest) -> Owners:
     def owners(reading: Reading, grown: int) -> tuple[str, ...]:
+        from pytest_memleak.ledger.graph import device_type
         from pytest_memleak.ledger.owners import explain
 
         kind = reading.device.partition(":")[0]
-        found = [tensor for tensor in tensors_among(garbage.newcomers()) if tensor.device.type == kind]
+        found = [tensor for tensor in tensors_among(garbage.newcomers()) if device_type(tensor) == kind]
         # Frozen objects are invisible to the search for referrers.
         garbage.thaw()
         try:

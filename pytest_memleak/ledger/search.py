@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from pytest_memleak.events.garbage import get_referrers
 from pytest_memleak.ledger.looking import LruCache, is_a, module_of, namespace_name, own_dict
 from pytest_memleak.ledger.standing import (
     FRAME,
@@ -109,8 +110,9 @@ class Search:
 
     def referrers(self, keys: Sequence[int]) -> list[tuple[int, int]]:
         """Pairs of ids, referrer and what it refers to."""
-        asked = [self.objects[key] for key in keys]
-        found = gc.get_referrers(*asked)
+        # A tuple is passed on as it is; a list would be copied, and the copy found where that function is wrapped.
+        asked = tuple(self.objects[key] for key in keys)
+        found = get_referrers(*asked)
         own = {id(asked), *self._ignored}
         pairs: list[tuple[int, int]] = []
         for thing in found:

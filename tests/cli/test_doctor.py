@@ -161,10 +161,10 @@ def test_versions_are_held_against_the_floor_as_numbers(version: str, fits: bool
 
 
 def test_a_pytest_below_the_floor_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software, "_installed", lambda package: "8.1.2" if package == "pytest" else "1")
+    monkeypatch.setattr(software, "_installed", lambda package: "8.2.2" if package == "pytest" else "1")
     (found,) = (finding for finding in software.basics() if finding.what == "pytest")
     assert found.mark == "no"
-    assert "8.2 or newer is needed" in found.detail
+    assert "8.3 or newer is needed" in found.detail
 
 
 # What follows stands in for machines that this one is not: a module with torch's names and a given behaviour.

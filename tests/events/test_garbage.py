@@ -268,3 +268,17 @@ def test_the_last_exception_is_dropped() -> None:
         garbage.drop_last_exception()
     finally:
         vars(sys).update(before)
+
+
+def test_a_question_does_not_answer_with_itself() -> None:
+    thing = Thing()
+    holder = [thing]
+    garbage.begin_session()
+    try:
+        assert [one for one in gc.get_referrers(thing) if type(one) is tuple] == []
+        garbage.settle()
+        found = gc.get_referrers(thing)
+    finally:
+        garbage.end_session()
+    assert any(one is holder for one in found)
+    assert [one for one in found if type(one) is tuple] == []

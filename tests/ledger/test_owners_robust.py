@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_memleak.ledger import looking
+from pytest_memleak.ledger import looking, search
 from pytest_memleak.ledger.search import Search
 
 Plant = Callable[[str], Any]
@@ -267,6 +267,16 @@ def count_referrers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Search, "referrers", counted)
     return calls
+
+
+def test_the_arguments_of_a_wrapped_search_are_no_holders(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = plant(
+        "Config = type('Config', (), {'__module__': '_pytest.config'}); C = Config()\nC.kept = torch.zeros(256)"
+    )
+    monkeypatch.setattr(search, "get_referrers", lambda *objects: gc.get_referrers(*objects))
+    calls = count_referrers(monkeypatch)
+    assert program.explained() == (f"{ONE}module global leaky.C.kept",)
+    assert len(calls) <= 5
 
 
 def test_torch_is_not_asked_through_subclasses() -> None:
