@@ -5,7 +5,7 @@ import unittest
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="4.56")  # for dtype=
 pytest.importorskip("accelerate")  # for device_map
 
 

@@ -71,6 +71,8 @@ def numpy_views() -> Iterator[tuple[object, object]]:
                 base = base_of(base)
             if is_a(base, torch.Tensor):
                 yield array, base
+    # Before Python 3.11, the list has this generator's frame in it, and the frame would keep the list.
+    objects.clear()
 
 
 def script_tensors() -> Iterator[tuple[object, str, object]]:

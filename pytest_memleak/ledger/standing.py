@@ -71,3 +71,4 @@ def running_locals() -> Iterator[tuple[int, Root]]:
                     if gc.is_tracked(value):
                         yield id(value), Root("local ", name, f" of running frame {from_line}")
             step = step.f_back
+    del frame  # may be this generator's own, which would keep itself and what it has read

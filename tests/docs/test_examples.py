@@ -6,6 +6,7 @@ stands below ``<!-- printed -->``, from another file below ``<!-- printed by exa
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,8 @@ from pytest_memleak.meters import shared
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+# pytester gives its projects a home of their own, where the native engine would be built each time.
+CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 _BLOCK = re.compile(
     r"(?:<!-- (?P<note>[^>]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -42,21 +45,27 @@ def can_enforce() -> bool:
     return torch.cuda.is_available() or shared.cpu_memory().can_enforce
 
 
-def shows_the_same_numbers() -> bool:
-    """The pages quote the CPU's exact engine; devices have other names, and round."""
-    return not torch.accelerator.is_available() and shared.cpu_memory().can_enforce
+def assert_printed(quoted: list[str], output: str) -> None:
+    """The pages quote the CPU's exact engine: devices have other names, and round."""
+    if torch.accelerator.is_available() or not shared.cpu_memory().can_enforce:
+        return
+    # On a machine that is too busy there was no time to name who holds what leaked.
+    wanted = [text for text in quoted if "max_leak" not in text or "the search ended after" not in output]
+    for text in wanted:
+        assert text.strip(), "the page quotes nothing"
+        assert text in output, f"this is not what is printed any more:\n{text}"
 
 
-def assert_printed(text: str, output: str) -> None:
-    assert text.strip(), "the page quotes nothing"
-    assert text in output, f"this is not what is printed any more:\n{text}"
+@pytest.fixture(autouse=True)
+def same_surroundings(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("XDG_CACHE_HOME", CACHE)
 
 
 @pytest.fixture
-def examples(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for needed in ("transformers", "accelerate"):
-        pytest.importorskip(needed)
-    monkeypatch.setenv("COLUMNS", "100")
+def examples(pytester: pytest.Pytester) -> Path:
+    pytest.importorskip("transformers", minversion="4.56")
+    pytest.importorskip("accelerate")
     return Path(shutil.copytree(ROOT / "examples", pytester.path / "examples"))
 
 
@@ -79,16 +88,11 @@ def test_broken_examples_are_all_red_and_as_quoted(pytester: pytest.Pytester, ex
     assert "passed" not in outcomes
     quoted = [block.text for page in PAGES for block in blocks_of(page) if block.note.endswith("broken_on_purpose.py")]
     assert len(quoted) >= 2
-    if shows_the_same_numbers():
-        for text in quoted:
-            assert_printed(text, result.stdout.str())
+    assert_printed(quoted, result.stdout.str())
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if with_runs(page)], ids=lambda page: page.name)
-def test_files_in_the_page_come_out_as_it_says(
-    page: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+def test_files_in_the_page_come_out_as_it_says(page: Path, pytester: pytest.Pytester) -> None:
     expected = {"passed": 0, "failed": 0, "errors": 0}
     files: list[Path] = []
     for block in blocks_of(page):
@@ -100,10 +104,7 @@ def test_files_in_the_page_come_out_as_it_says(
                 expected[outcome] += int(count)
     result = run(pytester, *map(str, files))  # in the page's order: a leak is part of what later tests begin with
     result.assert_outcomes(**expected)
-    if shows_the_same_numbers():
-        for block in blocks_of(page):
-            if block.note == "printed":
-                assert_printed(block.text, result.stdout.str())
+    assert_printed([block.text for block in blocks_of(page) if block.note == "printed"], result.stdout.str())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -287,3 +287,11 @@ def test_torch_is_not_asked_through_subclasses() -> None:
 
     tensor = torch.zeros(4).as_subclass(Loud)
     assert dict(looking.edges(tensor)).get(".grad_fn") is None
+
+
+def test_nothing_waits_for_the_collector_to_be_let_go(plant: Plant) -> None:
+    program = plant("import numpy\nARRAY = torch.zeros(256).numpy()")
+    before = sys.getrefcount(program.tensors()[0])
+    assert "numpy array" in program.explained()[0]
+    after = sys.getrefcount(program.tensors()[0])
+    assert after == before
