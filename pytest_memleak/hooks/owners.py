@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
 
 
+# Mostly a fraction of one is enough; a loaded machine must not leave a failure without its reason.
+_SECONDS = 5.0
+
+
 def owners_of(test: RunningTest) -> Owners:
     def owners(reading: Reading, grown: int) -> tuple[str, ...]:
         from pytest_memleak.ledger.graph import device_type
@@ -24,7 +28,7 @@ def owners_of(test: RunningTest) -> Owners:
         # Frozen objects are invisible to the search for referrers.
         garbage.thaw()
         try:
-            return explain(found, grown, roots=named_holders(test.item), ignore=(found,))
+            return explain(found, grown, roots=named_holders(test.item), ignore=(found,), budget=_SECONDS)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             return (f"who holds it could not be explained: {error!r}",)
         finally:
