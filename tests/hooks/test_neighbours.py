@@ -213,3 +213,31 @@ def test_freezing_is_not_noticed_by_other_tests(run_on_cpu: Run) -> None:
         """
     )
     result.assert_outcomes(passed=3)
+
+
+def test_cap_without_a_compiler_is_judged_at_the_end(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMLEAK_CPU_ENGINE", "dispatch")
+    pytester.makepyfile(
+        test_it="""
+        import pytest, torch
+
+        @pytest.mark.gpu_cap("16MiB")
+        def test_fits():
+            torch.ones(4 * 1024**2, dtype=torch.uint8)
+
+        @pytest.mark.gpu_cap("16MiB")
+        def test_does_not_fit():
+            torch.ones(64 * 1024**2, dtype=torch.uint8)
+
+        @pytest.mark.gpu_cap("16MiB", free="8MiB")
+        def test_the_rest_is_occupied():
+            torch.ones(12 * 1024**2, dtype=torch.uint8)
+        """
+    )
+    # In a process of its own: the engine is chosen once.
+    result = pytester.runpytest_subprocess("--gpu-backend=cpu")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*gpu_cap FAILED: peak 64 MiB > cap 16 MiB*judged at the end*"])
+    result.stdout.fnmatch_lines(["*the cap is judged at*"])
