@@ -78,12 +78,13 @@ def test_memory_of_a_wider_fixture_that_torch_did_not_allocate_is_in_the_base(ru
 def test_no_tighter_limit_is_offered_for_weights_that_were_only_mapped(run_on_cpu: Run) -> None:
     result = run_on_cpu(
         """
-        import pytest, torch
+        import gc, pytest, torch
 
         @pytest.mark.max_peak("16MiB")
         @pytest.mark.parametrize("mapped", [True, False])
         def test_it(tmp_path, mapped):
             torch.save(torch.nn.Linear(2048, 1024).state_dict(), tmp_path / "weights.pt")
+            gc.collect()  # before 2.7 torch keeps what it saved in a cycle
             del torch.load(tmp_path / "weights.pt", mmap=mapped)["bias"]
         """,
         "-vv",
