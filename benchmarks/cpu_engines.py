@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from small_llama import training_step
 from torch.profiler import ProfilerActivity, profile
 
 from pytest_memleak.events import garbage
@@ -50,29 +51,6 @@ class Tracked(AbstractContextManager["Tracked"]):
         self.engine.end()
 
 
-def llama_step(hidden: int, layers: int, vocabulary: int, batch: int, tokens: int) -> Step:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=vocabulary,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters())
-    batch_of_tokens = torch.randint(0, vocabulary, (batch, tokens))
-
-    def step() -> None:
-        model(batch_of_tokens, labels=batch_of_tokens, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def median_seconds(step: Step, around: AbstractContextManager[object]) -> float:
     for _ in range(3):
         step()
@@ -89,7 +67,7 @@ def median_seconds(step: Step, around: AbstractContextManager[object]) -> float:
 def time_one_engine(name: str) -> None:
     """Prints the seconds of each workload under one engine."""
     engine = {"base": lambda: None, "exact": CpuAllocator.load, "dispatch": DispatchTracker}[name]()
-    works = {label: llama_step(*sizes) for label, sizes in MODELS.items()}
+    works = {label: training_step(*sizes) for label, sizes in MODELS.items()}
     works["1000 allocations"] = lambda: [torch.empty(10) for _ in range(1000)]
     print(
         json.dumps(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_llama import training_step
 
 from pytest_memleak.cards.card import choose
 from pytest_memleak.marks import max_leak, max_peak
@@ -54,23 +54,11 @@ def main() -> None:
 
 def _loop(device: str, steps: int) -> Callable[[], None]:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=4000,
-    )
-    model = LlamaForCausalLM(config).to(device)
-    tokens = torch.randint(0, 4000, (2, 128), device=device)
-    optimizer = torch.optim.AdamW(model.parameters())
+    step = training_step(device=device)
 
     def loop() -> None:
         for _ in range(steps):
-            model(tokens, labels=tokens, use_cache=False).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            step()
         if device == "cuda":
             torch.cuda.synchronize()
 

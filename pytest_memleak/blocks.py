@@ -25,9 +25,9 @@ def enforce(results: list[CheckResult]) -> None:
     """Raises for a limit that broke or could not be judged."""
     __tracebackhide__ = True
     if any(result.verdict == "fail" for result in results):
-        raise BudgetExceeded(failure_text(results))
+        raise BudgetExceeded(failure_text(results), results)
     if any(result.verdict == "inconclusive" for result in results):
-        raise Inconclusive(failure_text(results))
+        raise Inconclusive(failure_text(results), results)
 
 
 class Measured:
@@ -84,7 +84,7 @@ class Measured:
     @property
     def peak(self) -> int:
         """The highest level while the block ran, in absolute bytes; of several devices that of the fullest."""
-        return self._worst.peak[self._of]
+        return self._worst.possible_peak(self._of)
 
     @property
     def grown(self) -> int:
@@ -111,7 +111,7 @@ class Measured:
     def _worst(self) -> Reading:
         if not self._readings:
             raise Inconclusive(f"the block {self.name!r} has not ended: read its peak after the with statement")
-        return max(self._readings, key=lambda reading: reading.peak[self._of])
+        return max(self._readings, key=lambda reading: reading.possible_peak(self._of))
 
     def _close(self) -> None:
         self._models = watched.watched() or self._observer.models()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_memleak.records.record import CheckResult
+
 
 class MemleakError(Exception):
     """Base of everything this package raises on purpose."""
@@ -18,7 +24,15 @@ class BadInput(MemleakError, ValueError):
         return type(self)(f"{where}: {self}")
 
 
-class Inconclusive(MemleakError):
+class Judged(MemleakError):
+    """A promise did not hold, or could not be judged."""
+
+    def __init__(self, message: str, results: Sequence[CheckResult] = ()) -> None:
+        super().__init__(message)
+        self.results = tuple(results)
+
+
+class Inconclusive(Judged):
     """The check could not see what it was asked to judge. It is an error, never a pass."""
 
 
@@ -26,5 +40,5 @@ class Unavailable(MemleakError):
     """This machine lacks what a measurement needs (no torch, no card, no /proc); the message says what to do."""
 
 
-class BudgetExceeded(MemleakError, AssertionError):
+class BudgetExceeded(Judged, AssertionError):
     """A promise about memory broke. An AssertionError, so that code without pytest treats it as one."""

@@ -95,6 +95,8 @@ class Measurement:
 
     def run_begins(self) -> None:
         """One more run of the same test, with fresh fixtures."""
+        if self.observer is not None:
+            self.observer.conclude()
         self._settle()
         self._open_windows()
 
@@ -115,8 +117,8 @@ class Measurement:
             # pytest drops it as well, but after the window has opened: it would look like memory that a test gave back.
             garbage.drop_last_exception()
         garbage.settle()
-        if self._leaks:
-            release_workspaces()
+        # They would make a test's numbers depend on which tests ran before it.
+        release_workspaces()
 
     def _open_windows(self) -> None:
         for gauge in self._gauges:

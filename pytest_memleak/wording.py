@@ -91,11 +91,6 @@ def leak_message(
     return _message("max_leak", verdict, what, measured, limit, f"{kind} on {device}, {how}", why)
 
 
-def cap_message(verdict: Verdict, *, measured: int, cap: int, kind: str, device: str, how: str, why: str = "") -> str:
-    """First line of ``gpu_cap`` where the cap is judged at the end instead of enforced."""
-    return _message("gpu_cap", verdict, "peak", measured, cap, f"{kind} on {device}, {how}", why, limit_word="cap")
-
-
 def sum_line(check: str, measured: int, base: int) -> str:
     """``base 0.5 GiB + test 1.647 GiB = peak 2.147 GiB``: what was there before, and what the test added."""
     # A host peak is judged on growth, so the base is not in its number; a card's peak is absolute.
@@ -134,13 +129,12 @@ def _message(
     limit: int | None,
     where: str,
     why: str,
-    limit_word: str = "limit",
 ) -> str:
     if limit is None:
         return f"{check}: {what} {format_size(measured)}, no limit ({where}){f': {why}' if why else ''}"
     left, right = compared(measured, limit)
     # The sign follows the numbers: an inconclusive reading below its limit is shown as just that.
-    numbers = f"{what} {left} {'>' if measured > limit else '≤'} {limit_word} {right} ({where})"
+    numbers = f"{what} {left} {'>' if measured > limit else '≤'} limit {right} ({where})"
     if verdict in ("inconclusive", "not judged") and why:
         return f"{check} {_VERDICT_WORDS[verdict]}: {why}; read: {numbers}"
     return f"{check} {_VERDICT_WORDS[verdict]}: {numbers}{f'; {why}' if why else ''}"

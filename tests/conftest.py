@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +24,17 @@ import torch
 import pytest_memleak
 
 torch.set_num_threads(1)  # workers share the cores
+# pytester gives its projects a home of their own, where the native engine would be built each time.
+os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 # Modules of a plugin that an inner run imports would hold that run's session, and with it what its tests leak.
 for found in pkgutil.walk_packages(pytest_memleak.__path__, "pytest_memleak."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 
 pytest_plugins = ["pytester"]
+
+# What pytest-asyncio asks every project to say, or it warns.
+_ASYNCIO = ("-o", "asyncio_default_fixture_loop_scope=function") if find_spec("pytest_asyncio") else ()
 
 Run = Callable[..., pytest.RunResult]
 Records = Callable[[], dict[str, Any]]
@@ -49,6 +56,12 @@ def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GPU_CAP", "GPU_BACKEND", "MODE", "JSON", "MAX_PEAK", "MAX_HOST_PEAK", "MAX_LEAK"):
         monkeypatch.delenv(f"MEMLEAK_{name}", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def time_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process search a heap that grows with the suite: on a busy machine, time is not to end that."""
+    monkeypatch.setattr("pytest_memleak.hooks.owners._SECONDS", 600.0)
 
 
 _imported: dict[str, ModuleType] = {}
@@ -94,7 +107,7 @@ def _empty_tensors_born_since(before: set[int]) -> None:
 def run_in_process(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     keeper = _KeepsModules(pytester.path)
     try:
-        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args, plugins=[keeper])
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *_ASYNCIO, *args, plugins=[keeper])
     finally:
         keeper.restore()
 

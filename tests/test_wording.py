@@ -5,7 +5,6 @@ import pytest
 from pytest_memleak.budget.sizes import parse_size
 from pytest_memleak.records.record import CardInfo
 from pytest_memleak.wording import (
-    cap_message,
     card_line,
     compared,
     host_peak_message,
@@ -67,11 +66,6 @@ def test_a_test_that_was_not_judged_is_not_said_to_have_passed() -> None:
 def test_a_leak_per_run_says_so() -> None:
     message = leak_message("fail", measured=4096, limit=0, kind="allocated", device="cpu", how="measured", per_run=True)
     assert message == "max_leak FAILED: growth per run 4 KiB > limit 0 B (allocated on cpu, measured)"
-
-
-def test_a_cap_is_called_a_cap() -> None:
-    message = cap_message("fail", measured=17 * GIB, cap=16 * GIB, kind="reserved", device="cpu", how="measured")
-    assert "peak 17 GiB > cap 16 GiB" in message
 
 
 def test_without_a_limit_only_the_reading_is_told() -> None:

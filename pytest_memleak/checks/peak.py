@@ -76,9 +76,8 @@ def inconclusive(check: str, why: str) -> CheckResult:
 
 
 def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
-    peak = reading.peak[kind]
     # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
-    highest = peak + max(reading.unseen, reading.unseen_peak)
+    peak, highest = reading.certain_peak(kind), reading.possible_peak(kind)
     verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])])
     shown = highest if verdict == "pass" else peak
     return CheckResult(
@@ -98,10 +97,11 @@ def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, 
         kind=kind,
         how=reading.how,
         measured=shown,
-        base=reading.base_at_peak[kind],
+        base=reading.base_of_peak(kind),
         limit=limit,
+        let_go_of=reading.let_go_of,
         details=(*_phases(reading, kind), *_other_kinds(reading.peak, kind), *_unseen(reading)),
-        advice=_advice(check, verdict, peak, limit, reading.base_at_peak[kind]),
+        advice=_advice(check, verdict, peak, limit, reading.base_of_peak(kind)),
     )
 
 
@@ -145,7 +145,11 @@ def _is_device(name: str, wanted: str | int) -> bool:
 
 
 def _phases(reading: Reading, kind: str) -> tuple[str, ...]:
-    named = [(words, reading.phases[phase][kind]) for phase, words in _PHASES.items() if phase in reading.phases]
+    named = [
+        (words, reading.phases[phase][kind] + reading.there_throughout)
+        for phase, words in _PHASES.items()
+        if phase in reading.phases
+    ]
     if len(named) < 2:
         return ()
     return ("highest in the " + ", in the ".join(f"{words}: {size(level)}" for words, level in named),)
@@ -157,12 +161,14 @@ def _other_kinds(levels: Levels, kind: str) -> tuple[str, ...]:
 
 
 def _unseen(reading: Reading) -> tuple[str, ...]:
-    unseen = max(reading.unseen, reading.unseen_peak)
-    if not unseen:
-        return ()
-    return (
-        f"{size(unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): counted in full",
-    )
+    unseen, lines = max(reading.unseen, reading.unseen_peak), []
+    if unseen:
+        lines.append(
+            f"{size(unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): counted in full"
+        )
+    if reading.let_go_of:
+        lines.append(f"{size(reading.let_go_of)} in mapped files came and went: not counted")
+    return tuple(lines)
 
 
 def _advice(check: str, verdict: Verdict, measured: int, limit: Limit | None, base: int = 0) -> str:

@@ -53,6 +53,8 @@ class _Child:
     command: str
     forked: bool = False
     from_dataloader: bool = False
+    announced: bool = True
+    """Told by what started it. The watcher may see a child before that, and does not know how it came to be."""
 
     def told(self, saw: str) -> str:
         name = "a DataLoader worker" if self.from_dataloader else processes.shortened(self.command)
@@ -194,10 +196,13 @@ class ChildWatch:
             return
         forked = "torch" in sys.modules and not forks.called_from("os", "_spawnvef")
         for pid in processes.children_of(self._owner) if _CAN_LOOK else [-len(self._children) - 1]:
-            known = pid in self._children or pid in self._before
-            if not known and ((one := processes.process(pid)) is None or not one.executed):
+            if not self._is_known(pid) and ((one := processes.process(pid)) is None or not one.executed):
                 self._note(pid, forked)
         self._start_watching()
+
+    def _is_known(self, pid: int) -> bool:
+        child = self._children.get(pid)
+        return pid in self._before or (child is not None and child.announced)
 
     def _attends(self) -> bool:
         """False in a forked child, which has its own copy of all this and no watcher."""
@@ -259,7 +264,7 @@ class ChildWatch:
 
     def _look_at(self, one: processes.Process) -> None:
         with self._lock:
-            child = self._children.setdefault(one.pid, _Child(one.pid, ""))
+            child = self._children.setdefault(one.pid, _Child(one.pid, "", announced=False))
         if one.executed:
             child.forked = False  # it runs a program of its own now
         if not processes.has_torch(one.pid):

@@ -15,6 +15,8 @@ _COMMAND_LENGTH = 80
 _WORK_NS = 200_000
 # The coarser count moves by one when a boundary is passed, however little was done.
 _WORK_TICKS = 2
+_KERNEL_LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,21 @@ class Work:
 
 def process(pid: int) -> Process | None:
     """None if it is gone, or ended and only waits to be fetched."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            # The name, in parentheses, may hold anything; field 3 comes after the last of them.
-            fields = stat.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    if fields[0] == "Z":
+    fields = _fields_of(pid)
+    if fields is None or fields[0] == "Z":
         return None
     ticks = int(fields[11]) + int(fields[12])
     return Process(pid, int(fields[1]), int(fields[19]), not int(fields[6]) & _FORKED_ONLY, ticks)
+
+
+def _fields_of(pid: int) -> list[str] | None:
+    """What /proc tells about it, from its state on; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            # The name, in parentheses, may hold anything; field 3 comes after the last of them.
+            return stat.read().rpartition(")")[2].split()
+    except OSError:
+        return None
 
 
 def work_of(one: Process) -> Work:
@@ -80,16 +87,28 @@ def has_children() -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """The direct children now."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as children:
-                found.extend(int(child) for child in children.read().split())
-    except OSError:
-        # Gone, or one of its threads; or a kernel that has no such file.
+    """The direct children now, those included that ended and were not fetched."""
+    if not _KERNEL_LISTS_CHILDREN:
         return _children_by_parent(pid)
-    return found
+    found: set[int] = set()
+    for _ in range(_ATTEMPTS):
+        whole = True
+        for thread in _threads_of(pid):
+            try:
+                with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as children:
+                    found.update(int(child) for child in children.read().split())
+            except OSError:
+                whole = False  # it ended just now, and its children went to a thread that was perhaps read before
+        if whole:
+            break
+    return list(found)
+
+
+def _threads_of(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []  # gone
 
 
 def used_by_children() -> float:
@@ -114,7 +133,7 @@ def descendants_of(pid: int, without: Collection[int], with_also: Iterable[int] 
 
 def _children_by_parent(pid: int) -> list[int]:
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [number for number in numbers if (one := process(number)) is not None and one.parent == pid]
+    return [number for number in numbers if (fields := _fields_of(number)) is not None and int(fields[1]) == pid]
 
 
 def has_torch(pid: int) -> bool:

@@ -161,9 +161,13 @@ def _highest(runs: Sequence[Sequence[Reading]], kind: str, devices: Sequence[str
     highest: dict[tuple[str, tuple[str, ...]], Reading] = {}
     for reading in (reading for run in runs for reading in run if reading.device in devices):
         key = (reading.device, tuple(reading.peak))
-        if key not in highest or reading.peak.get(kind, 0) > highest[key].peak.get(kind, 0):
+        if key not in highest or _reached(reading, kind) > _reached(highest[key], kind):
             highest[key] = reading
     return list(highest.values())
+
+
+def _reached(reading: Reading, kind: str) -> int:
+    return reading.possible_peak(kind) if kind in reading.peak else 0
 
 
 def _add(test: RunningTest, results: Sequence[CheckResult]) -> None:

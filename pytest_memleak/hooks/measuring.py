@@ -128,6 +128,8 @@ class MeasuredTests:
             result = yield
         except BaseException as error:
             test.body_failed(error)
+            if test.undecided:
+                return None  # no failure of the body, and no pass: the teardown says so
             raise
         test.body_ended()
         if test.has("fail"):
@@ -150,7 +152,7 @@ class MeasuredTests:
         if test.leaked and (test.call_logged or test.call_report is None):
             # Another plugin reported the body before the leak could be known: a second report is all that is left.
             pytest.fail(failure_text(test.results), pytrace=False)
-        if test.has("inconclusive") and not test.has("fail") and test.body_passed:
+        if test.has("inconclusive") and not test.has("fail") and (test.body_passed or test.undecided):
             raise Refused(failure_text(test.results), pytrace=False)
         return result
 

@@ -45,6 +45,11 @@ class ModelNames:
     def end(self) -> None:
         self._undo.close()
 
+    def run_begins(self) -> None:
+        """One more run of the same test: it will watch its own models anew."""
+        self.end()
+        self.begin()
+
     def body_begins(self) -> None:
         """The fixtures have their values now; the body may quantize or delete them."""
         self._offer = self._likely_meant()

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_memleak.blocks import enforce
 from pytest_memleak.cards.card import Card
+from pytest_memleak.errors import Inconclusive, Judged
 from pytest_memleak.hooks import insides, judging
 from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.refusals import ExpectedRefusals
@@ -46,6 +47,8 @@ class RunningTest:
         """Of a body that ran out of memory, for its report."""
         self.body_over = False
         self.body_passed = False
+        self.undecided = False
+        """The body ended because a limit on a part of it could not be judged."""
         self.call_report: pytest.TestReport | None = None
         self.call_logged = False
         self._started = time.perf_counter()
@@ -87,6 +90,8 @@ class RunningTest:
         """The body returned; that of a `unittest.TestCase` may have failed all the same."""
         if (recorded := insides.recorded_failure(self.item)) is not None:
             self.body_failed(recorded)
+            if self.undecided:
+                insides.forget_failure(self.item)
             return
         self.measurement.body_ended()
         self.body_over = self.body_passed = True
@@ -98,11 +103,20 @@ class RunningTest:
         if not self._watching:
             return
         self.measurement.body_ended()
+        if isinstance(error, Judged) and error.results:
+            self._ended_by(error)
         # Loaders wrap the error on its way: that an allocation was refused is known all the same.
         if isinstance(error, _NOT_A_FAILURE) or not (judging.is_out_of_memory(error) or self.refused > 0):
             return
         judging.out_of_memory(self, error)
         self.explanation = failure_text(self.results)
+
+    def _ended_by(self, error: Judged) -> None:
+        """A limit on a part of the body ended it: that is the test's verdict. Before, the body might have caught it."""
+        self.results = [
+            judged if (judged := replace(result, enforced=True)) in error.results else result for result in self.results
+        ]
+        self.undecided = isinstance(error, Inconclusive)
 
     def teardown_failed(self) -> None:
         """A finalizer raised: its own frames may hold what looks like a leak, and the test is an error already."""
@@ -131,7 +145,9 @@ class RunningTest:
     def judge_block(self, results: list[CheckResult]) -> None:
         """A limit on a part of the body: it ends the test where it breaks, but for report mode."""
         __tracebackhide__ = True
-        self.results += [replace(result, enforced=False) for result in results]
+        self.results += [
+            replace(result, enforced=result.verdict == "pass" and not self.plan.report) for result in results
+        ]
         if not self.plan.report:
             enforce(results)
 
@@ -173,6 +189,7 @@ class RunningTest:
             insides.tear_down(self.item)
             # pytest keeps a test's instance until the session ends: a run more must not hide what one holds.
             self._instances.append(getattr(self.item, "_instance", None))
+            self.names.run_begins()
             self.measurement.run_begins()
             insides.set_up_afresh(self.item)
             self.measurement.body_begins()

@@ -68,6 +68,9 @@ class AcceleratorMemory:
     def unseen_peak(self) -> int:
         return 0
 
+    def mapped_peak(self) -> int:
+        return 0
+
     def blindness(self) -> str | None:
         if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") and self.device.startswith("cuda"):
             return "PYTORCH_NO_CUDA_MEMORY_CACHING is set, which switches off the allocator that counts: unset it"

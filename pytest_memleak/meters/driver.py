@@ -54,6 +54,9 @@ class DriverMemory:
     def unseen_peak(self) -> int:
         return 0
 
+    def mapped_peak(self) -> int:
+        return 0
+
     def blindness(self) -> str | None:
         return None
 

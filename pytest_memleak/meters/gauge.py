@@ -46,6 +46,9 @@ class Gauge(Protocol):
     def unseen_peak(self) -> int:
         """The most of such bytes that were alive at a time since the last call, as far as that was noticed."""
 
+    def mapped_peak(self) -> int:
+        """The most bytes of tensors in mapped files that were alive at a time since the last call."""
+
     def blindness(self) -> str | None:
         """Why the numbers cannot be trusted, or None."""
 
@@ -69,8 +72,32 @@ class Reading:
     unseen_before: int = 0
     """Those of them that were there when the window opened, or that wider fixtures brought since."""
     unseen_peak: int = 0
-    """The most of them at a time: also of those that are gone."""
+    """The most of them at a time: also of those that are gone, but for mapped files."""
+    mapped_peak: int = 0
+    """The most of those in mapped files at a time."""
     blind: str | None = None
+
+    def base_of_peak(self, kind: str) -> int:
+        """What was held before: in the highest level for certain."""
+        return self.base_at_peak[kind] + self.there_throughout
+
+    def certain_peak(self, kind: str) -> int:
+        """The highest level without what may or may not have been there at that time."""
+        return self.peak[kind] + self.there_throughout
+
+    def possible_peak(self, kind: str) -> int:
+        """The highest level if everything that nobody saw being allocated was there at that time."""
+        return self.peak[kind] + max(self.unseen, self.unseen_peak, self.there_throughout)
+
+    @property
+    def let_go_of(self) -> int:
+        """Bytes in mapped files that came and went: in neither peak, because their pages are nobody's."""
+        return max(0, self.mapped_peak - max(self.unseen, self.unseen_peak))
+
+    @property
+    def there_throughout(self) -> int:
+        """Bytes that nobody saw being allocated, and that were there from the start to the end."""
+        return min(self.unseen, self.unseen_before)
 
     def grown(self, kind: str) -> int:
         """Held at the end over what was held at the start, whether or not torch allocated it."""
@@ -90,10 +117,11 @@ class SharedGauge:
     def fold(self) -> None:
         """Gives the peak since the last fold to every running window, and starts it anew."""
         with self._lock:
-            peaks, unseen = self.gauge.take_peaks(), self.gauge.unseen_peak()
+            peaks, unseen, mapped = self.gauge.take_peaks(), self.gauge.unseen_peak(), self.gauge.mapped_peak()
             for window in self._windows:
                 window._raise_to(peaks)
                 window._unseen_peak = max(window._unseen_peak, unseen)
+                window._mapped_peak = max(window._mapped_peak, mapped)
 
     def window(self) -> Window:
         return Window(self)
@@ -113,6 +141,7 @@ class Window:
         self._unseen_before = 0
         self._unseen_at_pause = 0
         self._unseen_peak = 0
+        self._mapped_peak = 0
         self._refusals_at_pause = 0
         self._refusals = 0
 
@@ -176,6 +205,7 @@ class Window:
                 unseen=gauge.unseen(),
                 unseen_before=self._unseen_before,
                 unseen_peak=self._unseen_peak,
+                mapped_peak=self._mapped_peak,
                 blind=gauge.blindness(),
             )
 

@@ -78,6 +78,9 @@ class HostMemory:
     def unseen_peak(self) -> int:
         return 0
 
+    def mapped_peak(self) -> int:
+        return 0
+
     def blindness(self) -> str | None:
         return None
 

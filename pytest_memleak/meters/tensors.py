@@ -87,10 +87,15 @@ class CpuTensors:
         self._census(garbage.in_sight())
         return self.mapped + self.unallocated
 
-    def unseen_peak(self, mapped: bool = False) -> int:
-        """As `unseen`, but the most that was alive at a time since the last call; of mapped files, or all the rest."""
+    def unseen_peak(self) -> int:
+        """As `unseen`, but the most that was alive at a time since the last call, without mapped files."""
         self._census(garbage.in_sight())
-        return self._foreign_peak.take(mapped)
+        return self._foreign_peak.take(mapped=False)
+
+    def mapped_peak(self) -> int:
+        """As `unseen_peak`, of mapped files alone."""
+        self._census(garbage.in_sight())
+        return self._foreign_peak.take(mapped=True)
 
     @property
     def mapped(self) -> int:

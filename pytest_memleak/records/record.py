@@ -50,6 +50,8 @@ class CheckResult:
     base: int | None = None
     """Of a peak: what was there before the test began."""
     limit: Limit | None = None
+    let_go_of: int = 0
+    """Of a peak: bytes in mapped files that came and went, and are not in `measured`."""
     details: tuple[str, ...] = ()
     """Further lines: terms of the limit, phases, owners of what leaked."""
     advice: str = ""

@@ -44,7 +44,9 @@ def _tightening(source: str, check: str, text: str, group: list[tuple[str, Check
     for _, result in group:
         if result.verdict != "pass" or result.measured is None or result.limit is None:
             return None  # what that test needs is not known
-        used.append((result.measured / result.limit.bytes, result.measured, result.limit.bytes))
+        # A tighter limit is only offered where it would also hold with what the meter leaves out.
+        needed = result.measured + result.let_go_of
+        used.append((needed / result.limit.bytes, needed, result.limit.bytes))
     share, measured, limit = max(used)
     if share >= UNUSED:
         return None

@@ -70,7 +70,7 @@ class ModelObserver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._undo.close()
-        self._result = self.models()
+        self.conclude()
         self._family.clear()
 
     def pause(self) -> None:
@@ -82,8 +82,12 @@ class ModelObserver:
             self._pauses.append((self._paused_from, next(self._count)))
         self._paused_from = None
 
+    def conclude(self) -> None:
+        """What comes is the same over again: the models are those seen so far."""
+        self._result = self.models()
+
     def models(self) -> list[ModelSizes]:
-        """The root models so far; after the window, those it ended with."""
+        """The root models so far; once concluded, those of that time."""
         if self._result is not None:
             return list(self._result)
         living = self._family.roots()

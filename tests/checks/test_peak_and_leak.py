@@ -60,6 +60,25 @@ def test_memory_that_was_never_seen_allocated_bounds_the_peak(peak: int, unseen:
     assert verdicts(peak_budget("1MiB"), reading(peak=peak, unseen=unseen)) == [verdict]
 
 
+def test_what_was_there_throughout_is_base_and_no_doubt() -> None:
+    held = reading(peak=MIB, unseen=MIB, unseen_before=MIB)
+    assert verdicts(peak_budget("2MiB"), held) == ["pass"]
+    assert verdicts(peak_budget("2MiB"), reading(peak=MIB + 1, unseen=MIB, unseen_before=MIB)) == ["fail"]
+    (result,) = judge_peak(peak_budget("1MiB"), [held], no_terms)
+    assert (result.verdict, result.base, result.measured) == ("fail", MIB, 2 * MIB)
+
+
+def test_what_was_there_before_and_went_may_or_may_not_have_been_there_at_the_peak() -> None:
+    gone = reading(peak=MIB, unseen=0, unseen_before=MIB, unseen_peak=MIB)
+    assert verdicts(peak_budget("1.5MiB"), gone) == ["inconclusive"]
+
+
+def test_mapped_files_that_came_and_went_are_told_and_not_counted() -> None:
+    (result,) = judge_peak(peak_budget("1MiB"), [reading(peak=1000, mapped_peak=8 * MIB)], no_terms)
+    assert (result.verdict, result.measured, result.let_go_of) == ("pass", 1000, 8 * MIB)
+    assert "8 MiB in mapped files came and went: not counted" in result.details
+
+
 def test_doubt_makes_a_pass_inconclusive_but_not_a_fail() -> None:
     assert verdicts(peak_budget("1MiB"), reading(peak=1), doubts=("a child",)) == ["inconclusive"]
     assert verdicts(peak_budget("1MiB"), reading(peak=1, blind="it could not see")) == ["inconclusive"]

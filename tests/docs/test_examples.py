@@ -6,7 +6,6 @@ stands below ``<!-- printed -->``, from another file below ``<!-- printed by exa
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -19,8 +18,6 @@ from pytest_memleak.meters import shared
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-# pytester gives its projects a home of their own, where the native engine would be built each time.
-CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 _BLOCK = re.compile(
     r"(?:<!-- (?P<note>[^>]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -57,9 +54,8 @@ def assert_printed(quoted: list[str], output: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def same_surroundings(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def same_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("XDG_CACHE_HOME", CACHE)
 
 
 @pytest.fixture

@@ -180,6 +180,30 @@ def test_a_fork_by_another_name_is_told() -> None:
     assert f"(pid {pid}) was forked from this process" in told
 
 
+def test_a_fork_that_the_watcher_sees_before_the_interpreter_tells_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = ChildWatch()
+    told_by_the_interpreter = watch.forked
+
+    def watcher_comes_first() -> None:
+        watch._look()
+        told_by_the_interpreter()
+
+    monkeypatch.setattr(watch, "forked", watcher_comes_first)
+    end, until_then = os.pipe()
+    with watch:
+        pid = os.fork()
+        if pid == 0:
+            os.close(until_then)
+            os.read(end, 1)
+            os._exit(0)
+        assert pid in watch._seen
+        os.close(until_then)
+        os.waitpid(pid, 0)
+    os.close(end)
+    (told,) = watch.unmeasured()
+    assert f"(pid {pid}) was forked from this process" in told
+
+
 def test_what_native_code_starts_is_told_by_the_time_it_used() -> None:
     system = ctypes.CDLL(None).system
     with ChildWatch() as harmless:

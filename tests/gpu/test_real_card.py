@@ -173,6 +173,28 @@ def test_first_call_workspaces_are_not_a_leak(run_on_gpu: Run) -> None:
     result.assert_outcomes(passed=105)
 
 
+def test_first_call_workspaces_are_not_the_base_of_the_next_test(run_on_gpu: Run, records: Records) -> None:
+    result = run_on_gpu(
+        """
+        import pytest, torch
+
+        @pytest.mark.max_peak("1GiB")
+        def test_first():
+            torch.randn(256, 256, device="cuda") @ torch.randn(256, 256, device="cuda")
+
+        @pytest.mark.max_peak("4MiB")
+        def test_next():
+            torch.ones(1024**2, dtype=torch.uint8, device="cuda")
+        """,
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(passed=2)
+    (first,), (following,) = (records()[name]["results"] for name in ("test_first", "test_next"))
+    # The workspace of a test's own products is in its peak.
+    assert first["measured"] > 4 * 1024**2
+    assert following["base"] < 1024**2
+
+
 def test_cpu_tensors_leak_beside_a_real_card(run_on_gpu: Run) -> None:
     result = run_on_gpu(
         """

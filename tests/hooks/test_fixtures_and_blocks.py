@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 
 import pytest_memleak
+from pytest_memleak.blocks import Measured
+from pytest_memleak.cards.card import choose
 from pytest_memleak.errors import BudgetExceeded, Inconclusive
-from tests.conftest import Records, Run
+from tests.conftest import Records, Run, run_in_process
 
 
 def test_memory_measures_a_block(run: Run, records: Records) -> None:
@@ -47,6 +50,84 @@ def test_memory_measures_a_block(run: Run, records: Records) -> None:
     result.assert_outcomes(passed=2, failed=2)
     (block,) = records()["test_green"]["blocks"]
     assert (block["name"], block["grown"]) == ("load", 2 * 1024**2)
+
+
+def test_verdict_on_a_block_is_that_of_its_test(run_on_cpu: Run, records: Records) -> None:
+    result = run_on_cpu(
+        """
+        import pytest, torch, unittest
+        import pytest_memleak
+        from pytest_memleak.errors import Inconclusive
+
+        def test_red(memory):
+            with memory.measure("load") as load:
+                load.limit("2MiB")
+                torch.ones(4 * 1024**2, dtype=torch.uint8)
+
+        def test_unknown_model(memory):
+            with memory.measure("load") as load:
+                torch.ones(1024)
+            load.limit("fp16_size")
+
+        def test_that_is_expected(memory):
+            with memory.measure("load") as load:
+                torch.ones(1024)
+            with pytest.raises(Inconclusive):
+                load.limit("fp16_size")
+
+        @pytest.mark.xfail
+        def test_that_is_expected_to_fail(memory):
+            with memory.measure("load") as load:
+                torch.ones(1024)
+            load.limit("fp16_size")
+
+        class TestOld(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def with_memory(self, memory):
+                self.memory = memory
+
+            def test_old(self):
+                with self.memory.measure("load") as load:
+                    torch.ones(1024)
+                load.limit("fp16_size")
+        """,
+        "--memleak-json=out.json",
+        "-v",
+    )
+    result.assert_outcomes(failed=1, errors=3, passed=1)
+    # Its line in the summary says so too, from pytest 9 on.
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_unknown_model*", "*block 'load' INCONCLUSIVE*"])
+    result.stdout.no_fnmatch_line("*not enforced*2 MiB*")
+    verdicts = {name: test["verdict"] for name, test in records().items()}
+    assert verdicts == {
+        "test_red": "fail",
+        "test_unknown_model": "inconclusive",
+        "test_that_is_expected": None,
+        "test_that_is_expected_to_fail": "inconclusive",
+        "test_old": "inconclusive",
+    }
+
+
+def test_limit_of_a_block_that_holds_is_enforced(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import torch
+
+        def test_green(memory):
+            with memory.measure("load") as load:
+                load.limit("2MiB")
+                torch.ones(1024)
+        """,
+        "-v",
+    )
+    result.stdout.fnmatch_lines(["*block 'load' passed: peak * limit 2 MiB*"])
+    result.stdout.no_fnmatch_line("*not enforced*")
+
+
+def test_peak_of_a_block_is_never_less_than_what_it_grew_by() -> None:
+    with Measured("arrays", card=choose("cpu")) as arrays:
+        held = torch.from_numpy(numpy.ones(4 * 1024**2, dtype=numpy.uint8))
+    assert arrays.grown == held.numel() <= arrays.peak
 
 
 def test_card_serves_fixtures_of_any_scope(run_on_cpu: Run) -> None:
@@ -107,11 +188,11 @@ def test_a_block_is_read_after_its_end() -> None:
 
 
 def test_help_reads_well(pytester: pytest.Pytester) -> None:
-    markers = pytester.runpytest_inprocess("--markers").stdout.str()
+    markers = run_in_process(pytester, "--markers").stdout.str()
     assert "@pytest.mark.max_leak(limit=0, of=None, repeat=1, warmups=None): What the test still holds" in markers
-    fixtures = pytester.runpytest_inprocess("--fixtures").stdout.str()
+    fixtures = run_in_process(pytester, "--fixtures").stdout.str()
     assert "card [session scope]" in fixtures
     assert "memory" in fixtures
-    options = pytester.runpytest_inprocess("--help").stdout.str()
+    options = run_in_process(pytester, "--help").stdout.str()
     assert "--gpu-cap=SIZE" in options
     assert "memleak_max_peak" in options

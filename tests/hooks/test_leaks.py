@@ -181,6 +181,35 @@ def test_repeat_judges_growth_per_run_with_fresh_fixtures(run: Run) -> None:
     result.stdout.fnmatch_lines(["*growth per run 2 KiB > limit 1 KiB*", "*growth of each run: 2 KiB, 2 KiB, 2 KiB*"])
 
 
+def test_repeat_with_a_limit_in_terms_of_the_model_of_each_run(run: Run) -> None:
+    result = run(
+        """
+        import pytest, torch
+        import pytest_memleak
+        KEPT = []
+
+        @pytest.mark.max_leak("fp16_size", repeat=2, warmups=1)
+        def test_green():
+            torch.nn.Linear(64, 64, bias=False)
+
+        @pytest.mark.max_leak("0.5 * fp16_size", repeat=2)
+        def test_red():
+            KEPT.append(torch.nn.Linear(64, 64, bias=False))
+
+        @pytest.mark.max_leak("fp16_size", repeat=2)
+        def test_watched():
+            torch.nn.Linear(8, 8)
+            pytest_memleak.watch(torch.nn.Linear(64, 64, bias=False))
+
+        @pytest.mark.max_leak("fp16_size", repeat=2)
+        def test_two_models():
+            torch.nn.Linear(8, 8), torch.nn.Linear(64, 64)
+        """
+    )
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*there are 2 models*", "*growth per run 16 KiB > limit 4 KiB*"])
+
+
 def test_host_leak_of_native_memory(run_on_cpu: Run) -> None:
     result = run_on_cpu(
         """

@@ -56,6 +56,43 @@ def test_base_of_a_wider_fixture_is_in_the_peak_and_shown(run: Run, records: Rec
     assert peak["measured"] - peak["base"] == 4 * MIB
 
 
+def test_memory_of_a_wider_fixture_that_torch_did_not_allocate_is_in_the_base(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import numpy, pytest, torch
+
+        @pytest.fixture(scope="module")
+        def held():
+            return torch.from_numpy(numpy.ones(10 * 1024**2, dtype=numpy.uint8))
+
+        @pytest.mark.max_peak("20MiB")
+        @pytest.mark.parametrize("more", [4, 12])
+        def test_it(held, more):
+            torch.ones(more * 1024**2, dtype=torch.uint8)
+        """
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*base 10* MiB + test 12* MiB = peak 22* MiB*"])
+
+
+def test_no_tighter_limit_is_offered_for_weights_that_were_only_mapped(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import gc, pytest, torch
+
+        @pytest.mark.max_peak("16MiB")
+        @pytest.mark.parametrize("mapped", [True, False])
+        def test_it(tmp_path, mapped):
+            torch.save(torch.nn.Linear(2048, 1024).state_dict(), tmp_path / "weights.pt")
+            gc.collect()  # before 2.7 torch keeps what it saved in a cycle
+            del torch.load(tmp_path / "weights.pt", mmap=mapped)["bias"]
+        """,
+        "-vv",
+    )
+    result.assert_outcomes(passed=2)
+    result.stdout.no_fnmatch_line("*could be tightened*")
+
+
 def test_function_fixtures_are_part_of_the_window_and_told_apart(run: Run) -> None:
     result = run(
         """

@@ -307,10 +307,10 @@ def test_files_that_are_mapped_for_a_while_are_told_apart(gauge: CpuTensors, tmp
     try:
         loaded = load_file(tmp_path / "model.safetensors")
         del loaded
-        assert MIB <= gauge.unseen_peak(mapped=True) <= 2 * MIB
+        assert MIB <= gauge.mapped_peak() <= 2 * MIB
         loaded = torch.load(tmp_path / "model.bin", mmap=True)
         del loaded
-        assert MIB <= gauge.unseen_peak(mapped=True) <= 2 * MIB
+        assert MIB <= gauge.mapped_peak() <= 2 * MIB
         assert gauge.unseen_peak() == 0
     finally:
         gauge.end()

@@ -46,6 +46,9 @@ class Fed:
     def unseen_peak(self) -> int:
         return 0
 
+    def mapped_peak(self) -> int:
+        return 0
+
     def blindness(self) -> str | None:
         return None
 

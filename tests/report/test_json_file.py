@@ -42,8 +42,8 @@ def collected() -> Collected:
         300,
         10,
         limit,
-        ("body: 300 B",),
-        "less",
+        details=("body: 300 B",),
+        advice="less",
     )
     found = Collected()
     found.add(
