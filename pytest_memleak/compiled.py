@@ -35,6 +35,8 @@ class Compiled:
     name: str
     sources: Sequence[Path]
     links: Sequence[str] = ("c10",)
+    headers: Sequence[Path] = ()
+    """What the sources include of this package."""
 
     def load(self) -> ctypes.PyDLL:
         """Built if need be; `Unavailable` with the reason if that does not work."""
@@ -65,7 +67,7 @@ class Compiled:
                 str(torch.compiled_with_cxx11_abi()),
                 str(sysconfig.get_config_var("SOABI")),
                 sysconfig.get_platform(),
-                *(source.read_text(encoding="utf-8") for source in self.sources),
+                *(source.read_text(encoding="utf-8") for source in (*self.sources, *self.headers)),
             )
         )
         return _cache_folder(self.words) / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"

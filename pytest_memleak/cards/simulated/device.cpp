@@ -1,16 +1,15 @@
 // A CUDA device that is not there: torch takes its tensors for CUDA tensors, and asks for their memory here.
 //
-// Built on first use by library.py, called by ctypes. What a card computes is left to Python (kernels.py): here is only
-// what torch asks of C++: a device guard, the hooks of CUDA, an allocator, and the operations that make tensors and
-// views. Memory is address space: its pages come into being when something is written there.
+// Built on first use by library.py, called by ctypes. Here is what torch asks of a device: a guard, the hooks of CUDA,
+// an allocator, and the operations that make tensors and views; kernels.cpp has all others. Memory is address space: its
+// pages come into being when something is written there.
+
+#include "card.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/view_native.h>
-#include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/util/Exception.h>
@@ -18,12 +17,9 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 
-// Python's own, which every extension module finds in its process; its headers need not be installed.
 extern "C" {
 int Py_IsInitialized(void);
 int PyGILState_Ensure(void);
@@ -32,13 +28,13 @@ void PyErr_Fetch(void**, void**, void**);
 void PyErr_Restore(void*, void*, void*);
 }
 
+namespace memleak {
 namespace {
 
 using Index = c10::DeviceIndex;
 using Take = void* (*)(int64_t bytes, int device);
 using Give = void (*)(void* address);
 
-constexpr c10::DeviceType kCard = c10::DeviceType::CUDA;
 constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
 
 // Threads of the autograd engine are made once, one for each device that the guard tells of.
@@ -49,21 +45,6 @@ Take take = nullptr;
 Give give = nullptr;
 thread_local Index current = 0;
 thread_local std::string refusal;
-
-class OnDevice {
- public:
-  explicit OnDevice(std::optional<c10::Device> device) : before_(current) {
-    if (device && device->has_index()) {
-      current = device->index();
-    }
-  }
-  ~OnDevice() {
-    current = before_;
-  }
-
- private:
-  Index before_;
-};
 
 // ---- device and streams: everything is done when it returns ------------------------------------------------------
 
@@ -100,25 +81,25 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream exchangeStream(c10::Stream stream) const override {
     return getStream(stream.device());
   }
-  c10::DeviceIndex deviceCount() const noexcept override {
+  Index deviceCount() const noexcept override {
     return kMostDevices;
   }
-  void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
+  void record(void** event, const c10::Stream&, const Index, const c10::EventFlag) const override {
     *event = const_cast<Guard*>(this);
   }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override {
     return true;
   }
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
+  void destroyEvent(void*, const Index) const noexcept override {}
   bool queryStream(const c10::Stream&) const override {
     return true;
   }
   void synchronizeStream(const c10::Stream&) const override {}
   void synchronizeEvent(void*) const override {}
-  void synchronizeDevice(const c10::DeviceIndex) const override {}
+  void synchronizeDevice(const Index) const override {}
   void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
-  double elapsedTime(void*, void*, const c10::DeviceIndex) const override {
+  double elapsedTime(void*, void*, const Index) const override {
     return 0.0;
   }
 };
@@ -127,28 +108,12 @@ const Guard guard;
 
 // ---- memory ------------------------------------------------------------------------------------------------------
 
-// Tensors die while an error is on its way, too: Python code that is called then must not find it.
-class InPython {
- public:
-  InPython() : lock_(PyGILState_Ensure()) {
-    PyErr_Fetch(&type_, &value_, &trace_);
-  }
-  ~InPython() {
-    PyErr_Restore(type_, value_, trace_);
-    PyGILState_Release(lock_);
-  }
-  InPython(const InPython&) = delete;
-  InPython& operator=(const InPython&) = delete;
-
- private:
-  int lock_;
-  void* type_ = nullptr;
-  void* value_ = nullptr;
-  void* trace_ = nullptr;
-};
-
 void release(void* address) {
-  if (address != nullptr && give != nullptr && Py_IsInitialized()) {
+  if (address == nullptr) {
+    return;
+  }
+  forget_values(address);
+  if (give != nullptr && python_is_there()) {
     const InPython in_python;
     give(address);
   }
@@ -228,7 +193,7 @@ struct Hooks final : at::CUDAHooksInterface {
     return true;
   }
   long versionCuDNN() const override {
-    return 91002;
+    return 91600;
   }
   bool supportsDilatedConvolutionWithCuDNN() const override {
     return true;
@@ -288,7 +253,7 @@ at::Tensor view(const at::Tensor& self, c10::IntArrayRef size) {
   return at::native::view(self, size);
 }
 
-// A storage that grows gets a new block and loses nothing it had: the old one lives until the new one is there.
+// A storage that grows gets a new block; the old one lives until the new one is there.
 const at::Tensor& resize_(const at::Tensor& self, c10::IntArrayRef size, std::optional<at::MemoryFormat> format) {
   auto* const tensor = self.unsafeGetTensorImpl();
   tensor->set_sizes_contiguous(size);
@@ -318,18 +283,51 @@ at::Tensor& set_storage(
   return self;
 }
 
-// The same memory, to be read and written by the CPU.
-at::Tensor values(const at::Tensor& self) {
-  return at::from_blob(
-      self.unsafeGetTensorImpl()->mutable_data(), self.sizes(), self.strides(), self.options().device(at::kCPU));
-}
-
 std::unique_ptr<torch::Library> operations;
-std::unique_ptr<torch::Library> own;
 
 }  // namespace
 
+Index current_device() {
+  return current;
+}
+
+OnDevice::OnDevice(std::optional<c10::Device> device) : before_(current) {
+  if (device && device->has_index()) {
+    current = device->index();
+  }
+}
+
+OnDevice::~OnDevice() {
+  current = before_;
+}
+
+c10::DataPtr allocate(size_t bytes) {
+  return memory.allocate(bytes);
+}
+
+at::Tensor empty_strided_on(c10::Device device, c10::IntArrayRef size, c10::IntArrayRef stride, at::ScalarType dtype) {
+  const OnDevice on(device);
+  return at::detail::empty_strided_generic(size, stride, &memory, kKeys, dtype);
+}
+
+InPython::InPython() : lock_(PyGILState_Ensure()) {
+  PyErr_Fetch(&type_, &value_, &trace_);
+}
+
+InPython::~InPython() {
+  PyErr_Restore(type_, value_, trace_);
+  PyGILState_Release(lock_);
+}
+
+bool python_is_there() {
+  return Py_IsInitialized() != 0;
+}
+
+}  // namespace memleak
+
 extern "C" {
+
+using namespace memleak;
 
 // Reserves address space at a fixed place, so that addresses are the same in every run. 0: it is there and can hold
 // values; 1: it is there and cannot; 2: the system refuses.
@@ -374,16 +372,7 @@ void memleak_card_on(int count, Take taking, Give giving) {
   operations->impl("view", TORCH_FN(view));
   operations->impl("resize_", TORCH_FN(resize_));
   operations->impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
-  if (own == nullptr) {
-    own = std::make_unique<torch::Library>(torch::Library::DEF, "memleak", std::nullopt, __FILE__, __LINE__);
-    own->def("values(Tensor card) -> Tensor");
-    own->impl("values", torch::dispatch(c10::DispatchKey::CUDA, TORCH_FN(values)));
-  }
-}
-
-// The interpreter is about to end: what dies after it is not told.
-void memleak_card_end(void) {
-  give = nullptr;
+  kernels_on();
 }
 
 // Tensors that are still alive keep their memory and give it back as before.
@@ -391,9 +380,15 @@ void memleak_card_off(void) {
   if (operations == nullptr) {
     return;
   }
+  kernels_off();
   operations.reset();
   *face_of_hooks() = their_face;
   devices = 0;
   current = 0;
+}
+
+// The interpreter is about to end: what dies after it is not told.
+void memleak_card_end(void) {
+  give = nullptr;
 }
 }

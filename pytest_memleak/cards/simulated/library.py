@@ -7,20 +7,31 @@ from pathlib import Path
 
 from pytest_memleak.compiled import Compiled
 
-_LIBRARY = Compiled("the simulated card", "card", (Path(__file__).with_name("device.cpp"),), ("c10", "torch_cpu"))
+_LIBRARY = Compiled(
+    "the simulated card",
+    "card",
+    tuple(Path(__file__).with_name(name) for name in ("device.cpp", "kernels.cpp")),
+    headers=(Path(__file__).with_name("card.h"),),
+    links=("c10", "torch_cpu"),
+)
 
 Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
 Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+Answer = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int, ctypes.c_char_p)
 
 
 def load() -> ctypes.PyDLL:
-    """Built if need be, which takes some ten seconds once; `Unavailable` with the reason if that does not work."""
+    """Built if need be, which takes some twenty seconds once; `Unavailable` with the reason if that does not work."""
     found = _LIBRARY.load()
     signatures: dict[str, tuple[object, list[object]]] = {
         "space": (ctypes.c_int, [ctypes.c_uint64, ctypes.c_uint64]),
         "refuse": (None, [ctypes.c_char_p]),
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
+        "values": (None, [Answer, ctypes.c_int]),
+        "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
+        "release_workspaces": (None, []),
+        "take_over": (None, [ctypes.c_char_p, ctypes.c_char_p]),
         "on": (None, [ctypes.c_int, Take, Give]),
         "off": (None, []),
         "end": (None, []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from pytest_memleak.budget.sizes import UNITS
@@ -42,12 +43,23 @@ PROFILES = {
     "h200": Profile("NVIDIA H200", 150_109_880_320, (9, 0), 132),
 }
 DEFAULT = "h200"
+MOST_CARDS = 8
+_SEVERAL = re.compile(r"(?P<count>\d+)x(?P<name>.*)", re.IGNORECASE)
 
 
 def profile_of(name: str) -> Profile:
     if name.lower() not in PROFILES:
         raise BadInput(f"{name!r} is no card that can be simulated: {', '.join(sorted(PROFILES))}")
     return PROFILES[name.lower()]
+
+
+def cards_of(text: str) -> tuple[Profile, ...]:
+    """What ``simulated:…`` names: a card (``h100``), or several alike (``2xh100``); nothing is the default card."""
+    found = _SEVERAL.fullmatch(text.strip())
+    count, name = (found["count"], found["name"]) if found else ("1", text.strip())
+    if not 1 <= int(count) <= MOST_CARDS:
+        raise BadInput(f"{text!r}: 1 to {MOST_CARDS} cards can be simulated")
+    return (profile_of(name or DEFAULT),) * int(count)
 
 
 def of_size(total: int) -> Profile:

@@ -17,10 +17,8 @@ from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
 from pytest_memleak.cards.simulated import faces, library
 from pytest_memleak.cards.simulated.choices import Choices
-from pytest_memleak.cards.simulated.copies import Copies
-from pytest_memleak.cards.simulated.kernels import Kernels
 from pytest_memleak.cards.simulated.profiles import Profile
-from pytest_memleak.cards.simulated.values import Unknowns, Values
+from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.errors import Unavailable
 
 # A place in the address space that no system uses by itself; each card has a terabyte there, and as much for what is
@@ -45,11 +43,14 @@ class Simulation:
             for index, card in enumerate(cards)
         ]
         self.unknowns = Unknowns()
-        self._values = Values(possible=all(self._space(index) for index in range(len(cards))))
+        self._answer = library.Answer(self.unknowns.answer)
+        spaces = [self._space(index) for index in range(len(cards))]
+        self._native.memleak_card_values(self._answer, all(spaces))
+        for index, card in enumerate(cards):
+            self._native.memleak_card_workspace(index, card.workspace)
         self._owners: dict[int, tuple[Allocator, int]] = {}
         """By the address that torch has: whose block it is, and the block's address there."""
-        self._kernels = Kernels(self._values, self.unknowns)
-        self._choices = Choices(self, self._kernels, Copies(self._values, self.unknowns))
+        self._choices = Choices(self._native, self.cards)
         self._take, self._give = library.Take(self._taking), library.Give(self._giving)
         self._undo: contextlib.ExitStack | None = None
 
@@ -102,7 +103,7 @@ class Simulation:
         return 1.0 if allocator.cap is None else allocator.cap / allocator.total
 
     def release_workspaces(self) -> None:
-        self._choices.release_workspaces()
+        self._native.memleak_card_release_workspaces()
 
     # --- devices
 
@@ -152,7 +153,6 @@ class Simulation:
         return pointer
 
     def _giving(self, pointer: int) -> None:
-        self._values.forget(pointer)
         allocator, address = self._owners.pop(pointer)
         allocator.free(address)
 
