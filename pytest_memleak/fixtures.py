@@ -32,7 +32,7 @@ class CardInUse:
 
     @property
     def backend(self) -> str:
-        """``real`` or ``cpu``: whether there is a device, or the CPU stands in."""
+        """``real``, ``simulated`` or ``cpu``: whether there is a device, or what stands in for one."""
         return self._card.backend
 
     @property
@@ -57,7 +57,8 @@ class CardInUse:
         from pytest_memleak.cards.card import choose
         from pytest_memleak.settings import SETTINGS
 
-        return choose(self._config.stash[SETTINGS].backend)
+        settings = self._config.stash[SETTINGS]
+        return choose(settings.backend, cards=settings.cards)
 
     @property
     def _cap(self) -> Cap | None:
