@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
 from pytest_memleak.cards.simulated import faces, library
 from pytest_memleak.cards.simulated.choices import Choices
-from pytest_memleak.cards.simulated.profiles import Profile
+from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.errors import Unavailable
 
@@ -34,23 +35,18 @@ class Simulation:
     cuda_version = "13.0"
 
     def __init__(self, cards: Sequence[Profile]) -> None:
-        self.cards = tuple(cards)
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
-        settings = from_environment(os.environ)
-        self._allocators = [
-            Allocator(card.total, others=card.context, settings=settings, device=index)
-            for index, card in enumerate(cards)
-        ]
+        self._become(cards, _allocators(cards), range(len(cards)))
         self.unknowns = Unknowns()
         self._answer = library.Answer(self.unknowns.answer)
-        spaces = [self._space(index) for index in range(len(cards))]
-        self._native.memleak_card_values(self._answer, all(spaces))
-        for index, card in enumerate(cards):
-            self._native.memleak_card_workspace(index, card.workspace)
+        spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
+        self._holds_values = all(spaces)
+        self._native.memleak_card_values(self._answer, self._holds_values)
+        self._last_in: dict[int, Allocator] = {}
+        """Of the places for other cards those that were used, and by whom last."""
         self._owners: dict[int, tuple[Allocator, int]] = {}
         """By the address that torch has: whose block it is, and the block's address there."""
-        self._choices = Choices(self._native, self.cards)
         self._take, self._give = library.Take(self._taking), library.Give(self._giving)
         self._undo: contextlib.ExitStack | None = None
 
@@ -74,6 +70,54 @@ class Simulation:
         if self._undo is not None:
             undo, self._undo = self._undo, None
             undo.close()
+
+    @contextlib.contextmanager
+    def other_cards(self, cards: Sequence[Profile]) -> Iterator[None]:
+        """Until the end the process has these, empty ones, and they are on. What lives on its own is left alone."""
+        own, was_on, at = (self.cards, self._allocators, self._places), self.is_on, self.current()
+        known = (self.unknowns.placeholders, self.unknowns.decisions, self.unknowns.operations)
+        before = [Counter(found) for found in known]
+        self.off()
+        self.release_workspaces()
+        try:
+            allocators = _allocators(cards)
+            self._become(cards, allocators, [self._place_for(allocator) for allocator in allocators])
+            self.unknowns.reset()
+            self.set_current(0)
+            self.on()
+            yield
+        finally:
+            self.off()
+            self.release_workspaces()
+            self._become(*own)
+            for found, earlier in zip(known, before, strict=True):
+                found.clear()
+                found.update(earlier)
+            if was_on:
+                self.on()
+                self.set_current(at)
+
+    def _become(self, cards: Sequence[Profile], allocators: list[Allocator], places: Sequence[int]) -> None:
+        self.cards = tuple(cards)
+        self._allocators = allocators
+        self._places = tuple(places)
+        """Where in the address space each card's memory is."""
+        self._choices = Choices(self._native, self.cards)
+        for index, card in enumerate(cards):
+            self._native.memleak_card_workspace(index, card.workspace)
+
+    def _place_for(self, allocator: Allocator) -> int:
+        """One in which nothing is alive any more."""
+        for place in range(MOST_CARDS, 2 * MOST_CARDS):
+            last = self._last_in.get(place)
+            if last is None and self._space(place) < self._holds_values:
+                break
+            if last is None or not last.allocated:
+                self._last_in[place] = allocator
+                return place
+        raise Unavailable(
+            "there is no room for one more simulated card: tensors of earlier ones are alive that should be released"
+        )
 
     # --- memory
 
@@ -148,7 +192,7 @@ class Simulation:
         except CardFull as full:
             self._native.memleak_card_refuse(full.refusal.message(_torch_version()).encode())
             return 0
-        pointer = address + _shift(address, device)
+        pointer = address + _shift(address, self._places[device])
         self._owners[pointer] = (allocator, address)
         return pointer
 
@@ -156,9 +200,9 @@ class Simulation:
         allocator, address = self._owners.pop(pointer)
         allocator.free(address)
 
-    def _space(self, device: int) -> bool:
-        """Whether the card's addresses can hold values."""
-        lowest, pieces = LOWEST + _shift(LOWEST, device), EXPANDABLE + _shift(EXPANDABLE, device)
+    def _space(self, place: int) -> bool:
+        """Whether the addresses of a card can hold values."""
+        lowest, pieces = LOWEST + _shift(LOWEST, place), EXPANDABLE + _shift(EXPANDABLE, place)
         found = max(
             self._native.memleak_card_space(lowest, TOP - LOWEST),
             self._native.memleak_card_space(pieces, _SPACE_OF_PIECES // 2),
@@ -171,11 +215,18 @@ class Simulation:
         return bool(found == 0)
 
 
-def _shift(address: int, device: int) -> int:
+def _allocators(cards: Sequence[Profile]) -> list[Allocator]:
+    settings = from_environment(os.environ)
+    return [
+        Allocator(card.total, others=card.context, settings=settings, device=index) for index, card in enumerate(cards)
+    ]
+
+
+def _shift(address: int, place: int) -> int:
     """From the addresses of a real driver, where this process has its own, to where there is nothing."""
     if address < LOWEST:
-        return _SPACE + (16 + device) * _SPACE_OF_PIECES
-    return _SPACE + device * _SPACE_OF_A_CARD - LOWEST
+        return _SPACE + (2 * MOST_CARDS + place) * _SPACE_OF_PIECES
+    return _SPACE + place * _SPACE_OF_A_CARD - LOWEST
 
 
 def _torch_version() -> tuple[int, int]:
