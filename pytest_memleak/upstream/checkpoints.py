@@ -100,14 +100,8 @@ def _described(config: Any) -> nn.Module:
 
 def _as_saved(model: Any) -> dict[str, torch.Tensor]:
     """Names and shapes as `save_pretrained` writes them: tied weights once, and what is fused in memory apart."""
-    names = dict(model.named_parameters(remove_duplicate=True)) | dict(model.named_buffers(remove_duplicate=True))
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    kept = {id(tensor) for name, tensor in names.items() if name not in tied}
-    found = {
-        name: names[name]
-        for name in model.state_dict()
-        if name in names and (name not in tied or id(names[name]) not in kept)
-    }
+    once = dict(model.named_parameters()) | dict(model.named_buffers())
+    found = {name: once[name] for name in model.state_dict() if name in once}
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # transformers 4 loads what it saves as it is
