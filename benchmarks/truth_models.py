@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,41 +58,9 @@ def causal(config: Any) -> Callable[[], Any]:
     return lambda: AutoModelForCausalLM.from_config(config)
 
 
-def sparse_checkpoint(size: str, folder: Path, shard: int = 4_900_000_000) -> Path:
-    """A bf16 checkpoint of zeros that takes no disk: headers, and holes. Made once for all rows of a run."""
-    import torch
-    from transformers import LlamaForCausalLM
+def sparse_checkpoint(size: str, folder: Path) -> Path:
+    """A bf16 checkpoint of zeros that takes no disk, made once for all rows of a run."""
+    from pytest_memleak.upstream.checkpoints import make_checkpoint
 
     folder = folder / size
-    if (folder / "model.safetensors.index.json").exists():
-        return folder
-    folder.mkdir(parents=True)
-    config = llama(size)
-    with torch.device("meta"):
-        weights = {name: tuple(weight.shape) for name, weight in LlamaForCausalLM(config).state_dict().items()}
-    shards: list[dict[str, Any]] = [{}]
-    end = 0
-    for name, shape in weights.items():
-        bytes_ = 2 * torch.Size(shape).numel()
-        if end and end + bytes_ > shard:
-            shards.append({})
-            end = 0
-        shards[-1][name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + bytes_]}
-        end += bytes_
-    where: dict[str, str] = {}
-    for index, entries in enumerate(shards, 1):
-        name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        text = json.dumps({"__metadata__": {"format": "pt"}} | entries).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / name).open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + max(entry["data_offsets"][1] for entry in entries.values()))
-        where |= dict.fromkeys(entries, name)
-    config.architectures = ["LlamaForCausalLM"]
-    config.dtype = "bfloat16"
-    config.save_pretrained(folder)
-    total = sum(2 * torch.Size(shape).numel() for shape in weights.values())
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": where})
-    )
-    return folder
+    return folder if folder.exists() else make_checkpoint(llama(size), folder, sparse=True, tokenizer=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +175,12 @@ def test_the_same_program_takes_the_same_every_time() -> None:
 def test_says_what_it_does_not_know() -> None:
     with pytest.raises(BadInput, match="card='rtx2000' is neither a size nor a card that can be simulated"):
         pytest_memleak.predict(train, card="rtx2000")
+
+
+def test_the_program_in_the_reference_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[1] / "docs" / "reference.md"
+    (program,) = re.findall(
+        r"^```python\n(# predicted\.py\n.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    exec(compile(program, "predicted.py", "exec"), {})
+    assert "predicted for NVIDIA GeForce RTX 3090 (23.69 GiB): fits" in capsys.readouterr().out
