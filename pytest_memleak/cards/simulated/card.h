@@ -1,4 +1,4 @@
-// What the files of the simulated card share. See device.cpp and kernels.cpp.
+// What the files of the simulated card share. See device.cpp, kernels.cpp and attention.cpp.
 
 #pragma once
 
@@ -32,6 +32,23 @@ class OnDevice {
 // Memory of the current device; throws torch's OutOfMemoryError.
 c10::DataPtr allocate(size_t bytes);
 
+// What of a card decides over how torch's kernels go about their work.
+struct Facts {
+  int major = 0;
+  int minor = 0;
+  int processors = 0;
+  bool prefers_cudnn = false;  // for attention
+
+  // What one processor holds at once.
+  int threads() const {
+    const bool turing = major == 7 && minor == 5;
+    const bool smaller = (major == 8 && minor >= 6) || major == 12;
+    return turing ? 1024 : (smaller ? 1536 : 2048);
+  }
+};
+
+const Facts& facts_of(c10::DeviceIndex device);
+
 at::Tensor empty_strided_on(c10::Device device, c10::IntArrayRef size, c10::IntArrayRef stride, at::ScalarType dtype);
 
 // Python's own, which every extension module finds in its process; its headers need not be installed. Tensors die while
@@ -51,6 +68,20 @@ class InPython {
 };
 
 bool python_is_there();
+
+// ---- attention.cpp
+
+int64_t attention_choice(
+    const at::Tensor& query,
+    const at::Tensor& key,
+    const at::Tensor& value,
+    const std::optional<at::Tensor>& mask,
+    double dropout,
+    bool causal,
+    std::optional<double> scale,
+    bool grouped);
+void attention_on();
+void attention_off();
 
 // ---- kernels.cpp
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch._meta_registrations
-from torch.library import Library
 
-from pytest_memleak.cards.simulated.attention import Attention
 from pytest_memleak.cards.simulated.profiles import Profile
 from pytest_memleak.upstream.patches import Patch
 
@@ -22,6 +21,10 @@ _OWN_KERNELS = (
     "convolution_backward",
     "native_layer_norm",
     "native_group_norm",
+    "_fused_rms_norm",
+    # Cards before Hopper do these products one after another, into the same result.
+    "_grouped_mm",
+    "index.Tensor",
     "silu_backward",
     "mish_backward",
     "addr",
@@ -37,6 +40,8 @@ _OWN_KERNELS = (
 _FOREACH = "aten::_foreach_"
 # Their kernels for cards call CUDA code of their own; they say what shape their results have.
 _LIBRARIES = ("bitsandbytes",)
+# From here on torch's wheels come with a cuDNN that it prefers for attention (newer than 9.15).
+_CUDNN_PREFERRED_SINCE = (2, 10)
 
 
 class Choices:
@@ -44,20 +49,20 @@ class Choices:
 
     def __init__(self, native: ctypes.PyDLL, cards: Sequence[Profile]) -> None:
         self._native = native
-        self._attention = Attention(cards)
+        self._cards = cards
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Choices:
+        for index, card in enumerate(self._cards):
+            self._native.memleak_card_facts(index, *card.capability, card.processors, _prefers_cudnn(card))
         with contextlib.ExitStack() as undo:
+            known = frozenset(torch._C._dispatch_get_all_op_names())
             for name in _OWN_KERNELS:
-                self._take_over(f"aten::{name}")
-            for name in torch._C._dispatch_get_all_op_names():
+                if f"aten::{name}" in known:
+                    self._take_over(f"aten::{name}")
+            for name in known:
                 if name.startswith((_FOREACH, *(f"{library}::" for library in _LIBRARIES))):
                     self._take_over(name)
-            aten = Library("aten", "IMPL")
-            undo.callback(aten._destroy)
-            for key in ("CUDA", "AutogradCUDA"):
-                aten.impl("scaled_dot_product_attention", self._attention, key)
             undo.enter_context(Patch(torch.library, "register_kernel", self._without_cuda))
             self._undo = undo.pop_all()
         return self
@@ -85,3 +90,9 @@ class Choices:
             return registered
 
         return register_kernel
+
+
+def _prefers_cudnn(card: Profile) -> bool:
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    unwanted = os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1"
+    return release >= _CUDNN_PREFERRED_SINCE and not unwanted and card.capability[0] in (9, 10)

@@ -19,6 +19,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 extern "C" {
 int Py_IsInitialized(void);
@@ -43,6 +44,7 @@ constexpr Index kMostDevices = 16;
 Index devices = 0;
 Take take = nullptr;
 Give give = nullptr;
+std::vector<Facts> facts;
 thread_local Index current = 0;
 thread_local std::string refusal;
 
@@ -291,6 +293,10 @@ Index current_device() {
   return current;
 }
 
+const Facts& facts_of(Index device) {
+  return facts.at(static_cast<size_t>(device));
+}
+
 OnDevice::OnDevice(std::optional<c10::Device> device) : before_(current) {
   if (device && device->has_index()) {
     current = device->index();
@@ -351,6 +357,13 @@ int memleak_card_device(void) {
 
 void memleak_card_set_device(int device) {
   current = static_cast<Index>(device);
+}
+
+void memleak_card_facts(int device, int major, int minor, int processors, int prefers_cudnn) {
+  if (facts.size() <= static_cast<size_t>(device)) {
+    facts.resize(static_cast<size_t>(device) + 1);
+  }
+  facts[static_cast<size_t>(device)] = {major, minor, processors, prefers_cudnn != 0};
 }
 
 void memleak_card_on(int count, Take taking, Give giving) {

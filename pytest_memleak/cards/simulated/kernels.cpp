@@ -6,6 +6,7 @@
 // tensor that Python has seen counts one more reference, and autograd then adds gradients in another way.
 
 #include "card.h"
+#include "scratch.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -14,7 +15,9 @@
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/nonzero.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -136,9 +139,8 @@ struct Operation {
   bool product = false;
   bool only_views = false;
   bool cudnn_attention = false;
-  bool cudnn_attention_backward = false;
-  int64_t scratch_before = 0;
-  int64_t scratch_after = 0;
+  size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
+  Scratch scratch;
 };
 
 bool one_of(const std::string& name, std::initializer_list<const char*> names) {
@@ -187,16 +189,17 @@ Operation read_schema(const c10::OperatorHandle& op) {
   found.takes_cpu =
       one_of(found.name, {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"});
   found.product = one_of(found.name, {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"});
-  // As recorded runs of a card show it.
   if (found.name == "_scaled_dot_product_cudnn_attention" && found.order.size() == 9) {
     found.order = {6, 7, 0, 1, 2, 3, 4, 5, 8};
-    found.scratch_after = 256;
     found.cudnn_attention = true;
+  } else if (one_of(found.name, {"native_dropout", "quantize_4bit", "quantize_blockwise"})) {
+    found.order = {1, 0};
+  } else if (found.name == "int8_vectorwise_quant") {
+    found.order = {1, 0, 2};
+  } else if (found.name == "_scaled_dot_product_efficient_attention") {
+    found.on_cpu_from = 2;  // the state of the random numbers
   }
-  found.cudnn_attention_backward = found.name == "_scaled_dot_product_cudnn_attention_backward";
-  if (found.name == "pow" && schema.overload_name() == "Scalar_out") {
-    found.scratch_before = 8;  // the base travels to the card as a tensor of its own
-  }
+  found.scratch = scratch_of(found.name);
   return found;
 }
 
@@ -318,6 +321,11 @@ class Call {
     for (const size_t index : operation_.order) {
       if (operation_.cudnn_attention && index == 1 && !arguments_[4].toBool()) {
         results[index] = at::Tensor();  // the logarithms of the sums are for a backward pass
+        continue;
+      }
+      if (index >= operation_.on_cpu_from && found[index].isTensor()) {
+        const at::Tensor& one = found[index].toTensor();
+        results[index] = at::empty_strided(one.sizes(), one.strides(), one.options().device(at::kCPU));
         continue;
       }
       const int view = operation_.view_of[index];
@@ -518,7 +526,8 @@ void compute(const Call& call, const Operation& operation, const Stack& results)
 }
 
 // The run is inconclusive already: as if all elements were meant.
-Stack guessed(const Operation& operation, const at::Tensor& first, c10::Device device) {
+Stack guessed(
+    const Operation& operation, at::ArrayRef<c10::IValue> arguments, const at::Tensor& first, c10::Device device) {
   if (operation.name == "equal") {
     return {true};
   }
@@ -529,12 +538,19 @@ Stack guessed(const Operation& operation, const at::Tensor& first, c10::Device d
     const int64_t rows = first.numel();
     return {empty_strided_on(device, {rows, first.dim()}, {1, std::max<int64_t>(rows, 1)}, at::kLong)};
   }
+  if (operation.name == "_unique2") {
+    const auto results = [&](bool wanted) { return wanted ? first.numel() : 0; };
+    return {
+        empty_strided_on(device, {first.numel()}, {1}, first.scalar_type()),
+        empty_strided_on(device, {results(arguments[2].toBool())}, {1}, at::kLong),
+        empty_strided_on(device, {results(arguments[3].toBool())}, {1}, at::kLong)};
+  }
   C10_THROW_ERROR(
       NotImplementedError,
       "the simulated card cannot run " + operation.name + ": its result is as large as values say that are not known");
 }
 
-Stack by_values(const Call& call, const Operation& operation) {
+Stack by_values(const Call& call, const Operation& operation, at::ArrayRef<c10::IValue> arguments) {
   if (call.all_known()) {
     const Stack found = call.on_cpu();
     Stack results;
@@ -560,21 +576,57 @@ Stack by_values(const Call& call, const Operation& operation) {
     }
   });
   ask(Asked::kDecision, operation.name + " of " + described(first));
-  return guessed(operation, first, call.device());
+  return guessed(operation, arguments, first, call.device());
 }
 
-// What a kernel takes for itself while it runs, as recorded runs of a card show it.
-int64_t scratch_after(const Operation& operation, at::ArrayRef<c10::IValue> arguments) {
-  if (operation.cudnn_attention_backward) {
-    // The gradient of the queries, and those of keys and values for each of the queries' heads; sums of the rows.
-    const at::Tensor& query = arguments[1].toTensor();
-    const int64_t rows = query.numel() / query.size(-1);
-    return 2 * 4 * query.numel() + 4 * rows + 256;
+// Masks among the indices are turned into places, which takes memory of its own; whether there were any.
+bool with_places(at::ArrayRef<c10::IValue> arguments, c10::IValue& indices) {
+  const auto is_mask = [](const c10::IValue& one) {
+    return one.isTensor() && one.toTensor().defined() &&
+        (one.toTensor().scalar_type() == at::kBool || one.toTensor().scalar_type() == at::kByte);
+  };
+  const c10::List<c10::IValue> given = arguments[1].toList();
+  bool found = false;
+  c10::List<std::optional<at::Tensor>> places;
+  for (const c10::IValue& one : given) {
+    if (!is_mask(one)) {
+      places.push_back(one.isTensor() ? std::optional<at::Tensor>(one.toTensor()) : std::nullopt);
+      continue;
+    }
+    found = true;
+    const at::Tensor all = at::nonzero(one.toTensor());
+    for (int64_t dim = 0; dim < one.toTensor().dim(); ++dim) {
+      places.push_back(all.select(1, dim));
+    }
   }
-  if (operation.cudnn_attention && arguments[0].toTensor().size(-2) == 1) {
-    return 0;
+  indices = places;
+  return found;
+}
+
+// A number that is put where one mask says so is filled in.
+bool fills_mask(const Operation& operation, at::ArrayRef<c10::IValue> arguments, at::Tensor& mask) {
+  if (operation.name != "_index_put_impl_" || arguments[3].toBool() || arguments[2].toTensor().numel() != 1 ||
+      !arguments[2].toTensor().device().is_cpu()) {
+    return false;
   }
-  return operation.scratch_after;
+  int64_t dims = 0;
+  for (const c10::IValue& one : arguments[1].toListRef()) {
+    if (!one.isTensor() || !one.toTensor().defined()) {
+      ++dims;
+    } else if (mask.defined() || one.toTensor().scalar_type() != at::kBool) {
+      return false;
+    } else {
+      mask = one.toTensor();
+      for (int64_t dim = 0; dim < dims; ++dim) {
+        mask = mask.unsqueeze(0);
+      }
+      dims += mask.dim();
+    }
+  }
+  while (mask.defined() && mask.dim() < arguments[0].toTensor().dim()) {
+    mask = mask.unsqueeze(-1);
+  }
+  return mask.defined();
 }
 
 class WithoutPythonFunctions {
@@ -594,16 +646,32 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
   const WithoutPythonFunctions without;
   const Operation& operation = look_up(op);
   const size_t count = op.schema().arguments().size();
+  if (operation.takes_cpu) {
+    const auto given = torch::jit::last(*stack, count);
+    at::Tensor mask;
+    if (fills_mask(operation, given, mask)) {
+      given[0].toTensor().masked_fill_(mask, given[2].toTensor().item());
+      const c10::IValue self = given[0];
+      torch::jit::drop(*stack, count);
+      stack->push_back(self);
+      return;
+    }
+    c10::IValue places;
+    if (with_places(given, places)) {
+      (*stack)[stack->size() - count + 1] = std::move(places);
+    }
+  }
   Stack results;
   {
-    Call call(op, operation, torch::jit::last(*stack, count));
+    const auto arguments = torch::jit::last(*stack, count);
+    Call call(op, operation, arguments);
+    const OnDevice on(call.device());
+    const Kept kept = operation.scratch.before ? operation.scratch.before({op.schema(), arguments, {}}) : Kept();
     if (operation.shape_from_values) {
-      results = by_values(call, operation);
+      results = by_values(call, operation, arguments);
     } else {
-      const OnDevice on(call.device());
       const bool known_before = call.all_known();
       results = call.on_card_again(call.on_meta());
-      const c10::DataPtr scratch = allocate(static_cast<size_t>(operation.scratch_before));
       if (operation.only_views) {
         // Whoever knows the memory knows the view.
       } else if (known_before && elements_of(results) <= kMostElements) {
@@ -614,8 +682,9 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
       if (operation.product) {
         take_workspace(call.device());
       }
-      const c10::DataPtr last =
-          allocate(static_cast<size_t>(scratch_after(operation, torch::jit::last(*stack, count))));
+    }
+    if (operation.scratch.after) {
+      operation.scratch.after({op.schema(), arguments, results});
     }
   }
   torch::jit::drop(*stack, count);
@@ -718,9 +787,12 @@ void kernels_on() {
   torch::Library& aten = library_of("aten");
   aten.impl("copy_", TORCH_FN(copy_));
   aten.impl("_local_scalar_dense", TORCH_FN(number_of));
+  aten.impl("_fused_sdp_choice", TORCH_FN(attention_choice));
+  attention_on();
 }
 
 void kernels_off() {
+  attention_off();
   libraries.clear();
   everywhere.reset();
 }

@@ -7,11 +7,22 @@ from pathlib import Path
 
 from pytest_memleak.compiled import Compiled
 
+# What card.cpp includes.
+_PARTS = (
+    "attention.cpp",
+    "device.cpp",
+    "kernels.cpp",
+    "reduction.cpp",
+    "scratch.cpp",
+    "card.h",
+    "reduction.h",
+    "scratch.h",
+)
 _LIBRARY = Compiled(
     "the simulated card",
     "card",
-    tuple(Path(__file__).with_name(name) for name in ("device.cpp", "kernels.cpp")),
-    headers=(Path(__file__).with_name("card.h"),),
+    (Path(__file__).with_name("card.cpp"),),
+    headers=tuple(Path(__file__).with_name(name) for name in _PARTS),
     links=("c10", "torch_cpu"),
 )
 
@@ -29,6 +40,7 @@ def load() -> ctypes.PyDLL:
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
         "values": (None, [Answer, ctypes.c_int]),
+        "facts": (None, [ctypes.c_int] * 5),
         "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
         "release_workspaces": (None, []),
         "take_over": (None, [ctypes.c_char_p, ctypes.c_char_p]),
