@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_memleak.budget.sizes import UNITS, format_size
 from pytest_memleak.cards.simulated.profiles import DEFAULT, PROFILES, Profile
+from pytest_memleak.cli.finding import first_line
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
 from pytest_memleak.support import require_torch
 
@@ -123,7 +124,14 @@ def _try(plan: Plan, profile: Profile) -> Answer:
     from pytest_memleak.prediction import predict_on
 
     program = Program(plan, tell=lambda stage: _tell(f"{profile.name}: {stage}"))
-    prediction = predict_on(program, profile)
+    try:
+        prediction = predict_on(program, profile)
+    except MemleakError:
+        raise
+    except Exception as error:  # whatever a library raises on its way: there is no answer then
+        raise Unavailable(
+            f"the {program.stage} ended without an answer: {type(error).__name__}: {first_line(error)}"
+        ) from error
     stage = program.peak_stage if prediction.fits else program.stage
     return Answer(prediction, program.weights, program.parameters, stage)
 
@@ -221,8 +229,8 @@ def _quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.simplefilter("ignore")
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    # It looks for a CUDA library that it does not need: its operations never run here.
+    # They look for libraries of CUDA that are not needed: none of their operations runs here.
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 

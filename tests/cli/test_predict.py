@@ -112,3 +112,18 @@ def test_counts_are_at_least_one(config: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         main(["predict", str(config), "--batch", "0"])
     assert "'0' is no number of at least 1" in capsys.readouterr().err
+
+
+@needs_no_gpu
+def test_a_run_that_a_library_ends_is_no_answer(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(program: Any, profile: Any) -> None:
+        program.stage = "backward of step 1"
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setattr("pytest_memleak.prediction.predict_on", broken)
+    assert main(["predict", str(config)]) == 2
+    said = capsys.readouterr()
+    assert "the backward of step 1 ended without an answer: RuntimeError: no such kernel\n" in said.err
+    assert said.out == ""
