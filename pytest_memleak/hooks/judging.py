@@ -95,17 +95,28 @@ def out_of_memory(test: RunningTest, error: BaseException) -> None:
     cap = test.plan.cap
     size = format_size(cap.bytes if cap else test.info.total)
     card = f"{'the cap' if cap else 'the card'} of {size}{f' ({cap.source})' if cap else ''}"
-    reached = max((reading.peak["allocated"] for reading in _card_readings(test)), default=0)
+    readings = _card_readings(test)
+    reached = max((reading.peak["allocated"] for reading in readings), default=0)
+    how = readings[0].how if readings else ""
+    predicted = f" ({how})" if how == PREDICTED else ""
     check = "max_peak" if test.plan.peak else "gpu_cap"
     message = (
-        f"{check} FAILED: out of memory under {card}: {format_size(reached)} were allocated, and more was asked for"
+        f"{check} FAILED: out of memory under {card}: {format_size(reached)} were allocated{predicted}, and more was "
+        "asked for"
     )
     advice = "see in the traceback what was asked for; give the test a larger card, or release memory before"
     _add(
         test,
         [
             CheckResult(
-                check, "fail", message, kind="allocated", measured=reached, details=(_first_line(error),), advice=advice
+                check,
+                "fail",
+                message,
+                kind="allocated",
+                how=how,
+                measured=reached,
+                details=(_first_line(error),),
+                advice=advice,
             )
         ],
     )

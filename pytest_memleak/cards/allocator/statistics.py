@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 METRICS = ("current", "peak", "allocated", "freed")
@@ -91,6 +92,8 @@ class Statistics:
         self.retries = self.refusals = self.flushes = self.segments_taken = self.segments_given = 0
         # torch has it in 64 bits with a sign, where "unlimited" is -1.
         self.max_split = max_split if max_split < 2**63 else max_split - 2**64
+        self.before_reset: Callable[[], None] = lambda: None
+        """Called before a program forgets the peaks; set by whoever reads them as well."""
 
     def leave_split(self, pool: Tally, blocks: int, size: int) -> None:
         """Free blocks that share a segment with others: their number and bytes change by so much."""
@@ -115,6 +118,10 @@ class Statistics:
             setattr(tally, f"{name}_peak", max(getattr(tally, f"{name}_peak"), getattr(tally, name)))
 
     def reset_peak(self) -> None:
+        self.before_reset()
+        self.forget_peaks()
+
+    def forget_peaks(self) -> None:
         for tally in (self.all, self.small, self.large):
             tally.reset_peak()
         for stat in (self.oversize_allocations, self.oversize_segments):

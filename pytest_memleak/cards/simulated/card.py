@@ -34,7 +34,8 @@ class SimulatedCard:
         self._simulation.unknowns.reset()
 
     def gauges(self) -> list[SharedGauge]:
-        return [simulated(self._simulation, index) for index in range(len(self._simulation.cards))]
+        simulation = self._simulation
+        return [simulated(simulation.allocator(index), simulation.unknowns) for index in range(len(simulation.cards))]
 
     def driver_gauges(self) -> list[SharedGauge]:
         return []

@@ -73,8 +73,8 @@ def _begin(made: Simulation) -> None:
     """On for a moment: torch makes the threads of its backward passes once, for the devices that it knows by then."""
     made.on()
     try:
-        # Made on the CPU and moved, by operations that every card has.
-        start = torch.ones(1).to("cuda").requires_grad_()
+        # What the simulation keeps on the CPU for random numbers is there before anybody counts: it is no test's leak.
+        start = torch.rand(1, device="cuda", requires_grad=True)
         try:
             start.clone().backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
