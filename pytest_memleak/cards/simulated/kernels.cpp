@@ -107,7 +107,11 @@ class OwnRandomness {
     }
   }
   ~OwnRandomness() {
-    ours() = generator_.get_state();
+    if (ours().defined()) {
+      ours().copy_(generator_.get_state());
+    } else {
+      ours() = generator_.get_state();
+    }
     generator_.set_state(theirs_);
   }
 
@@ -332,6 +336,9 @@ class Call {
       results[index] = changed(found[index], [&](const c10::IValue& value) -> c10::IValue {
         return value.isTensor() ? result(value.toTensor(), view) : value;
       });
+      if (operation_.scratch.with_result != nullptr) {
+        operation_.scratch.with_result({op_.schema(), arguments_, results}, index);
+      }
     }
     return results;
   }

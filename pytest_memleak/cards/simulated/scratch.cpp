@@ -8,7 +8,7 @@
 
 #include "reduction.h"
 
-#include <ATen/AccumulateType.h>
+#include <ATen/Context.h>
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -604,7 +604,57 @@ void embedding_backward(const Running& running) {
   const c10::DataPtr sums = take(parts * width * bytes_of(at::toOpMathType(gradient.scalar_type())));
 }
 
-// ---- products ----------------------------------------------------------------------------------------------------
+// ---- products and convolutions -----------------------------------------------------------------------------------
+
+// cuDNN chooses among many kernels by what it measured. Those for tensor cores want channels last: where tensors lie
+// otherwise they are copied, halves with as many channels as such a kernel reads at once. This is what kernels took that
+// were recorded; which one is chosen cannot be known, and some take more, to split a sum.
+struct Convolved {
+  const at::Tensor& input;
+  const at::Tensor& weight;
+  const at::Tensor& output;
+  int64_t groups;
+
+  bool copies() const {
+    const Facts& card = facts_of(current_device());
+    const bool cores = is_half(input)
+        ? card.major >= 7
+        : (input.scalar_type() == at::kFloat && card.major >= 8 && at::globalContext().allowTF32CuDNN());
+    return cores && groups == 1 && input.dim() == 4 && input.numel() > 0 &&
+        !input.is_contiguous(at::MemoryFormat::ChannelsLast);
+  }
+  int64_t bytes(int64_t channels) const {
+    const int64_t of_input = (bytes_of(input) + bytes_of(weight)) / input.size(1);
+    return of_input * aligned(input.size(1), channels) + bytes_of(output) + 16;
+  }
+};
+
+void convolution(const Running& running) {
+  const Convolved all{
+      running.tensor(0), running.tensor(1), running.results[0].toTensor(), running.argument("groups").toInt()};
+  if (all.copies() && all.input.size(1) % 8 == 0) {
+    const c10::DataPtr copies = take(all.bytes(1) - (is_half(all.input) ? 0 : bytes_of(all.output)));
+  }
+}
+
+void convolution_backward(const Running& running, size_t index) {
+  const at::Tensor& result = running.results[index].toTensor();
+  const Convolved all{running.tensor(1), running.tensor(2), running.tensor(0), running.argument("groups").toInt()};
+  if (!result.defined()) {
+    return;
+  }
+  if (index < 2) {
+    const c10::DataPtr copies = take(all.copies() ? all.bytes(index == 1 && is_half(all.input) ? 8 : 1) : 0);
+    return;
+  }
+  std::vector<int64_t> summed;
+  for (int64_t dim = 0; dim < all.output.dim(); ++dim) {
+    if (dim != 1) {
+      summed.push_back(dim);
+    }
+  }
+  reduce_on_card(all.output, result, summed, false, bytes_of(at::toOpMathType(result.scalar_type())));
+}
 
 // Hopper's kernel: pointers, shapes and strides of each product, and descriptors of each processor's tiles.
 void grouped_product(const Running& running) {
@@ -628,49 +678,51 @@ Kept power_of_number(const Running& running) {
 
 const std::unordered_map<std::string, Scratch>& rules() {
   static const auto* const all = new std::unordered_map<std::string, Scratch>{
-      {"sum", {nullptr, sum}},
-      {"nansum", {nullptr, sum}},
-      {"mean", {nullptr, sum}},
-      {"prod", {nullptr, sum}},
-      {"linalg_vector_norm", {nullptr, norm}},
-      {"norm", {nullptr, norm}},
-      {"amax", {nullptr, extreme}},
-      {"amin", {nullptr, extreme}},
-      {"all", {nullptr, extreme}},
-      {"any", {nullptr, extreme}},
-      {"max", {nullptr, max_or_min}},
-      {"min", {nullptr, max_or_min}},
-      {"argmax", {nullptr, extreme_with_place}},
-      {"argmin", {nullptr, extreme_with_place}},
-      {"aminmax", {nullptr, both_extremes}},
-      {"std", {nullptr, variance}},
-      {"var", {nullptr, variance}},
-      {"std_mean", {nullptr, variance}},
-      {"var_mean", {nullptr, variance}},
-      {"native_layer_norm_backward", {nullptr, norm_backward}},
-      {"_fused_rms_norm_backward", {nullptr, norm_backward}},
-      {"_softmax_backward_data", {nullptr, softmax_backward}},
-      {"_foreach_norm", {foreach_norm, nullptr}},
-      {"_scaled_dot_product_cudnn_attention", {nullptr, cudnn_attention}},
-      {"_scaled_dot_product_cudnn_attention_backward", {nullptr, cudnn_attention_backward}},
-      {"_scaled_dot_product_efficient_attention", {nullptr, efficient_attention}},
+      {"sum", {nullptr, nullptr, sum}},
+      {"nansum", {nullptr, nullptr, sum}},
+      {"mean", {nullptr, nullptr, sum}},
+      {"prod", {nullptr, nullptr, sum}},
+      {"linalg_vector_norm", {nullptr, nullptr, norm}},
+      {"norm", {nullptr, nullptr, norm}},
+      {"amax", {nullptr, nullptr, extreme}},
+      {"amin", {nullptr, nullptr, extreme}},
+      {"all", {nullptr, nullptr, extreme}},
+      {"any", {nullptr, nullptr, extreme}},
+      {"max", {nullptr, nullptr, max_or_min}},
+      {"min", {nullptr, nullptr, max_or_min}},
+      {"argmax", {nullptr, nullptr, extreme_with_place}},
+      {"argmin", {nullptr, nullptr, extreme_with_place}},
+      {"aminmax", {nullptr, nullptr, both_extremes}},
+      {"std", {nullptr, nullptr, variance}},
+      {"var", {nullptr, nullptr, variance}},
+      {"std_mean", {nullptr, nullptr, variance}},
+      {"var_mean", {nullptr, nullptr, variance}},
+      {"native_layer_norm_backward", {nullptr, nullptr, norm_backward}},
+      {"_fused_rms_norm_backward", {nullptr, nullptr, norm_backward}},
+      {"_softmax_backward_data", {nullptr, nullptr, softmax_backward}},
+      {"_foreach_norm", {foreach_norm, nullptr, nullptr}},
+      {"_scaled_dot_product_cudnn_attention", {nullptr, nullptr, cudnn_attention}},
+      {"_scaled_dot_product_cudnn_attention_backward", {nullptr, nullptr, cudnn_attention_backward}},
+      {"_scaled_dot_product_efficient_attention", {nullptr, nullptr, efficient_attention}},
       {"_scaled_dot_product_efficient_attention_backward",
-       {gradient_in_order, efficient_attention_backward}},
-      {"_scaled_dot_product_flash_attention", {nullptr, flash_attention}},
-      {"_scaled_dot_product_flash_attention_backward", {gradient_in_order, flash_attention_backward}},
-      {"nonzero", {nonzero_before, nonzero}},
-      {"_unique2", {unique_before, unique}},
-      {"equal", {nullptr, equal}},
-      {"cumsum", {nullptr, cumulate}},
-      {"cumprod", {nullptr, cumulate}},
-      {"sort", {nullptr, sort}},
-      {"topk", {nullptr, topk}},
-      {"randperm", {nullptr, randperm}},
-      {"multinomial", {nullptr, multinomial}},
-      {"_index_put_impl_", {nullptr, index_put}},
-      {"embedding_dense_backward", {embedding_backward_before, embedding_backward}},
-      {"_grouped_mm", {nullptr, grouped_product}},
-      {"pow", {power_of_number, nullptr}},
+       {gradient_in_order, nullptr, efficient_attention_backward}},
+      {"_scaled_dot_product_flash_attention", {nullptr, nullptr, flash_attention}},
+      {"_scaled_dot_product_flash_attention_backward", {gradient_in_order, nullptr, flash_attention_backward}},
+      {"nonzero", {nonzero_before, nullptr, nonzero}},
+      {"_unique2", {unique_before, nullptr, unique}},
+      {"equal", {nullptr, nullptr, equal}},
+      {"cumsum", {nullptr, nullptr, cumulate}},
+      {"cumprod", {nullptr, nullptr, cumulate}},
+      {"sort", {nullptr, nullptr, sort}},
+      {"topk", {nullptr, nullptr, topk}},
+      {"randperm", {nullptr, nullptr, randperm}},
+      {"multinomial", {nullptr, nullptr, multinomial}},
+      {"_index_put_impl_", {nullptr, nullptr, index_put}},
+      {"embedding_dense_backward", {embedding_backward_before, nullptr, embedding_backward}},
+      {"_grouped_mm", {nullptr, nullptr, grouped_product}},
+      {"convolution", {nullptr, nullptr, convolution}},
+      {"convolution_backward", {nullptr, convolution_backward, nullptr}},
+      {"pow", {power_of_number, nullptr, nullptr}},
   };
   return *all;
 }

@@ -30,6 +30,7 @@ struct Running {
 
 struct Scratch {
   Kept (*before)(const Running&) = nullptr;  // taken before the results, kept until the operation is done
+  void (*with_result)(const Running&, size_t index) = nullptr;  // taken and given back when that one has its memory
   void (*after)(const Running&) = nullptr;  // taken and given back once the results have their memory
 };
 
