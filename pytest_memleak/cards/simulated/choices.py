@@ -18,6 +18,7 @@ from pytest_memleak.upstream.patches import Patch
 # Operations that a card does in one kernel, and torch without CUDA puts together from others.
 _OWN_KERNELS = (
     "convolution",
+    "isinf",
     "convolution_backward",
     "native_layer_norm",
     "native_group_norm",

@@ -17,15 +17,18 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/nonzero.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -189,7 +192,8 @@ Operation read_schema(const c10::OperatorHandle& op) {
   found.shape_from_values = one_of(
       found.name,
       {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive",
-       "unique_dim_consecutive", "bincount", "equal"});
+       "unique_dim_consecutive", "bincount", "equal"}) ||
+      (found.name == "repeat_interleave" && schema.overload_name() == "Tensor");
   found.takes_cpu =
       one_of(found.name, {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"});
   found.product = one_of(found.name, {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"});
@@ -471,12 +475,16 @@ class Call {
 // ---- workspaces --------------------------------------------------------------------------------------------------
 
 std::mutex workspaces_mutex;
-std::map<std::pair<std::thread::id, c10::DeviceIndex>, c10::DataPtr> workspaces;
+std::map<std::tuple<std::thread::id, c10::DeviceIndex, bool>, c10::DataPtr> workspaces;
 std::vector<int64_t> workspace_sizes;
 
-// Each thread's first product on a card takes the workspace that torch gives cuBLAS.
-void take_workspace(c10::Device device) {
-  const auto key = std::make_pair(std::this_thread::get_id(), device.index());
+// What torch gives cuBLASLt, as recorded on an H200.
+constexpr int64_t kLightWorkspace = int64_t{1} << 20;
+
+// Each thread's first product on a card takes the workspace that torch gives cuBLAS; the first with a bias, which cuBLASLt
+// adds in the same kernel, takes one for that.
+void take_workspace(c10::Device device, bool light) {
+  const auto key = std::make_tuple(std::this_thread::get_id(), device.index(), light);
   {
     const std::lock_guard<std::mutex> lock(workspaces_mutex);
     if (workspaces.count(key)) {
@@ -484,7 +492,8 @@ void take_workspace(c10::Device device) {
     }
   }
   const OnDevice on(device);
-  c10::DataPtr taken = allocate(static_cast<size_t>(workspace_sizes.at(static_cast<size_t>(device.index()))));
+  c10::DataPtr taken = allocate(
+      static_cast<size_t>(light ? kLightWorkspace : workspace_sizes.at(static_cast<size_t>(device.index()))));
   const std::lock_guard<std::mutex> lock(workspaces_mutex);
   workspaces.emplace(key, std::move(taken));
 }
@@ -576,6 +585,14 @@ Stack by_values(const Call& call, const Operation& operation, at::ArrayRef<c10::
     }
     return results;
   }
+  if (operation.name == "masked_select" && knows(arguments[1].toTensor()) &&
+      arguments[1].toTensor().numel() <= kMostElements) {
+    // How many there are is for the mask alone to say.
+    const at::Tensor& self = arguments[0].toTensor();
+    const at::Tensor mask = values_of(arguments[1].toTensor());
+    const auto shape = at::infer_size(self.sizes(), mask.sizes());
+    return {empty_strided_on(call.device(), {mask.expand(shape).sum().item<int64_t>()}, {1}, self.scalar_type())};
+  }
   at::Tensor first;
   call.each_read([&](const at::Tensor& tensor) {
     if (!first.defined()) {
@@ -636,6 +653,49 @@ bool fills_mask(const Operation& operation, at::ArrayRef<c10::IValue> arguments,
   return mask.defined();
 }
 
+// ---- what is certain without the values ----------------------------------------------------------------------------
+
+bool known_to_be_all(const c10::IValue& value, bool truth) {
+  if (!value.isTensor() || !on_card(value.toTensor()) || value.toTensor().scalar_type() != at::kBool) {
+    return false;
+  }
+  const at::Tensor& tensor = value.toTensor();
+  if (tensor.numel() > kMostElements || !knows(tensor)) {
+    return false;
+  }
+  const at::Tensor values = values_of(tensor);
+  return truth ? values.all().item<bool>() : !values.any().item<bool>();
+}
+
+// What all elements of the result are, whatever the unknown arguments hold: "true or unknown" is true, and numbers that
+// nobody computed are taken to be finite.
+std::optional<bool> certain(const Operation& operation, at::ArrayRef<c10::IValue> arguments) {
+  if (one_of(operation.name, {"isnan", "isinf", "isposinf", "isneginf"})) {
+    return false;
+  }
+  const bool equal = operation.name == "eq", unequal = operation.name == "ne";
+  if (equal || unequal) {
+    const c10::IValue& other = arguments[1];
+    if (other.isScalar() && std::isinf(other.toScalar().to<double>())) {
+      return unequal;
+    }
+    if (other.isTensor() && arguments[0].toTensor().is_same(other.toTensor())) {
+      return equal;
+    }
+  }
+  if (one_of(operation.name, {"bitwise_or", "bitwise_or_", "logical_or", "logical_or_", "__or__"})) {
+    if (known_to_be_all(arguments[0], true) || known_to_be_all(arguments[1], true)) {
+      return true;
+    }
+  }
+  if (one_of(operation.name, {"bitwise_and", "bitwise_and_", "logical_and", "logical_and_", "__and__"})) {
+    if (known_to_be_all(arguments[0], false) || known_to_be_all(arguments[1], false)) {
+      return false;
+    }
+  }
+  return std::nullopt;
+}
+
 class WithoutPythonFunctions {
  public:
   WithoutPythonFunctions() : before_(at::impl::PythonTorchFunctionTLS::get_disabled_state()) {
@@ -678,16 +738,27 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
       results = by_values(call, operation, arguments);
     } else {
       const bool known_before = call.all_known();
+      const std::optional<bool> truth = known_before ? std::nullopt : certain(operation, arguments);
       results = call.on_card_again(call.on_meta());
       if (operation.only_views) {
         // Whoever knows the memory knows the view.
+      } else if (truth && elements_of(results) <= kMostElements) {
+        for (const c10::IValue& one : results) {
+          each_tensor(one, [&](const at::Tensor& tensor) {
+            values_of(tensor).fill_(*truth);
+            written(tensor, true);
+          });
+        }
       } else if (known_before && elements_of(results) <= kMostElements) {
         compute(call, operation, results);
       } else {
         call.each_written([](const at::Tensor& tensor) { written(tensor, false); });
       }
       if (operation.product) {
-        take_workspace(call.device());
+        take_workspace(call.device(), false);
+        if (operation.name == "addmm" && arguments[0].toTensor().dim() == 1) {
+          take_workspace(call.device(), true);
+        }
       }
     }
     if (operation.scratch.after) {
@@ -824,7 +895,7 @@ void memleak_card_workspace(int device, int64_t bytes) {
 }
 
 void memleak_card_release_workspaces(void) {
-  std::map<std::pair<std::thread::id, c10::DeviceIndex>, c10::DataPtr> released;
+  decltype(workspaces) released;
   {
     const std::lock_guard<std::mutex> lock(workspaces_mutex);
     released.swap(workspaces);
