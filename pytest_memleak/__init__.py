@@ -1,19 +1,22 @@
 """Tests state what memory they may use; this package holds them to it.
 
-Beside the markers and fixtures that pytest knows, two things serve code without either:
-`with pytest_memleak.measure("load") as load: …` and `pytest_memleak.watch(model)`.
+Beside the markers and fixtures that pytest knows, three things serve code without either:
+`with pytest_memleak.measure("load") as load: …`, `pytest_memleak.watch(model)`, and
+`pytest_memleak.predict(program, card="24G")`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pytest_memleak.blocks import Measured
+    from pytest_memleak.prediction import PredictedCard, Prediction
 
-__all__ = ["measure", "watch"]
+__all__ = ["measure", "predict", "watch"]
 
 
 def measure(name: str, *, of: str = "allocated") -> Measured:
@@ -28,3 +31,10 @@ def watch(model: nn.Module) -> None:
     from pytest_memleak.upstream import watched
 
     watched.watch(model)
+
+
+def predict(fn: Callable[[PredictedCard], object], card: str | int = "h200") -> Prediction:
+    """Runs ``fn(card)`` on a card that is not there (``"24G"``, ``"rtx3090"``), and says what it would take of it."""
+    from pytest_memleak import prediction
+
+    return prediction.predict(fn, card)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,7 +34,7 @@ class CardInUse:
 
     @property
     def backend(self) -> str:
-        """``real`` or ``cpu``: whether there is a device, or the CPU stands in."""
+        """``real``, ``simulated`` or ``cpu``: whether there is a device, or what stands in for one."""
         return self._card.backend
 
     @property
@@ -57,7 +59,8 @@ class CardInUse:
         from pytest_memleak.cards.card import choose
         from pytest_memleak.settings import SETTINGS
 
-        return choose(self._config.stash[SETTINGS].backend)
+        settings = self._config.stash[SETTINGS]
+        return choose(settings.backend, cards=settings.cards)
 
     @property
     def _cap(self) -> Cap | None:
@@ -90,6 +93,32 @@ class Memory:
         unjudged = [words for block in self._blocks if (words := block.give_up())]
         if unjudged:
             pytest.fail("INCONCLUSIVE: " + "; ".join(unjudged), pytrace=False)
+
+
+class Checkpoints:
+    """Makes checkpoints out of configs, each once in a session."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[tuple[str, str, str, bool], Path] = {}
+
+    def __call__(self, config: Any, dtype: str = "bfloat16", sparse: bool = False) -> Path:
+        """The folder for `from_pretrained`: random weights, or with `sparse` zeros that take no disk, at any size."""
+        from pytest_memleak.upstream.checkpoints import make_checkpoint
+
+        key = (type(config).__name__, config.to_json_string(use_diff=False), str(dtype), sparse)
+        if key not in self._made:
+            folder = self._folder / f"{config.model_type}-{len(self._made)}"
+            self._made[key] = make_checkpoint(config, folder, dtype=dtype, sparse=sparse)
+        return self._made[key]
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Iterator[Checkpoints]:
+    """Checkpoints from configs, gone at the end: checkpoint(config, dtype="bfloat16", sparse=True) gives a folder."""
+    # Not pytest's own folders: those are kept, and who copies them would fill a disk with what were holes.
+    with tempfile.TemporaryDirectory(prefix="pytest-memleak-") as folder:
+        yield Checkpoints(Path(folder))
 
 
 @pytest.fixture(scope="session")

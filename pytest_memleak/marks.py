@@ -27,7 +27,7 @@ from pytest_memleak.plan import (
     Plan,
 )
 from pytest_memleak.records.record import Term
-from pytest_memleak.settings import Settings
+from pytest_memleak.settings import SIMULATED, Settings
 
 PEAK_KINDS = ("allocated", "requested", "reserved", "driver")
 LEAK_KINDS = ("allocated", "requested", "reserved", "host")
@@ -129,7 +129,7 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     marked = (
         any(parts.values()) or settings.reporting or not _CARD_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
     )
-    if not marked and cap is None:
+    if not marked and cap is None and settings.backend != SIMULATED:
         return None
     return Plan(
         peak=parts["max_peak"],  # type: ignore[arg-type]  # each marker makes its own kind of part

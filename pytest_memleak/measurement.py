@@ -43,6 +43,7 @@ class Measurement:
 
     def begin(self) -> None:
         with contextlib.ExitStack() as undo:
+            self.card.begin()
             self._settle()
             if self.plan.cap is not None:
                 undo.enter_context(self.card.capped(self.plan.cap))
@@ -140,8 +141,11 @@ def _gauges(plan: Plan, card: Card) -> list[SharedGauge]:
     gauges = card.gauges()
     if plan.peak is not None and plan.peak.of == "driver":
         gauges += card.driver_gauges()
-    if (plan.leak is not None or plan.report) and card.backend == "real":
+    beside = plan.leak is not None or plan.report
+    # The process's own memory is the simulator's as well; what tensors of the CPU take is the program's.
+    host_is_tensors = card.backend == "simulated" and plan.host_peak is not None
+    if (beside and card.backend != "cpu") or host_is_tensors:
         gauges.append(shared.cpu_tensors())
-    if plan.host_peak is not None:
+    if plan.host_peak is not None and not host_is_tensors:
         gauges.append(shared.host())
     return gauges

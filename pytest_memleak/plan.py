@@ -68,7 +68,7 @@ class Plan:
     cap_is_asked: bool = False
     """The cap is the test's own, by its marker, and not just the run's."""
     marked: bool = True
-    """False when only the run's --gpu-cap concerns the test: then nothing is measured where there is no real card."""
+    """False when only the run's own card concerns the test: then nothing is measured where the CPU stands in."""
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

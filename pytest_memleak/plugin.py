@@ -5,15 +5,17 @@ What happens around a test is in `hooks.measuring`, which is registered only whe
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 
 from pytest_memleak import marks, settings
 from pytest_memleak.errors import BadInput
-from pytest_memleak.fixtures import card, memory
+from pytest_memleak.fixtures import card, checkpoint, memory
 from pytest_memleak.settings import SETTINGS
 from pytest_memleak.support import at_least
 
-__all__ = ["card", "memory"]
+__all__ = ["card", "checkpoint", "memory"]
 
 
 OWN_MARKS = pytest.StashKey[tuple[pytest.Mark, ...]]()
@@ -21,6 +23,20 @@ OWN_MARKS = pytest.StashKey[tuple[pytest.Mark, ...]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     settings.add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
+    """A wrapper, since pytest imports conftests in one of its own: what they import may ask for a card."""
+    _simulate(early_config, settings.read_card(early_config))
+    return (yield)
+
+
+def _simulate(config: pytest.Config, read: settings.Settings) -> None:
+    if read.backend == settings.SIMULATED:
+        from pytest_memleak.hooks.simulating import from_the_start
+
+        from_the_start(config, read)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in marks.help_lines():
         config.addinivalue_line("markers", line)
     config.stash[SETTINGS] = read = settings.read(config)
+    _simulate(config, read)  # a plugin that a conftest brought along was not asked before
     if read.json is not None and not is_worker(config):
         try:
             check_writable(read.json)
@@ -69,7 +86,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             item.stash[PLAN] = plan
             asked = True
     if asked:
+        from pytest_memleak.hooks.simulating import around_tests
+
         session.config.pluginmanager.register(MeasuredTests(read), "memleak-measuring")
+        around_tests(session, read)
 
 
 @pytest.hookimpl(tryfirst=True)

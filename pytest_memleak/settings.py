@@ -14,7 +14,8 @@ from pytest_memleak.errors import BadInput
 ENFORCE = "enforce"
 REPORT = "report"
 MODES = (ENFORCE, REPORT)
-BACKENDS = ("auto", "real", "simulated", "cpu")
+SIMULATED = "simulated"
+BACKENDS = ("auto", "real", SIMULATED, "cpu")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ OPTIONS = (
         "--gpu-cap",
         "SIZE",
         "Give the tests a card of SIZE (16G, 16GiB, 16GB): a real card is capped and says so to whoever asks; "
-        "without one the CPU stands in.",
+        "without one the tests get a simulated card of that size.",
     ),
     Option(
         "gpu_backend",
         "--gpu-backend",
         "BACKEND",
-        "The card tests run on: auto (a real one if there is one, else the CPU), real (an error without one), cpu.",
+        "The card tests run on: auto (a real one if there is one; without one a simulated one for tests with a cap, "
+        "else the CPU), real (an error without one), simulated or simulated:CARD (h100, 2xh100, rtx3090 …), cpu.",
     ),
     Option(
         "mode",
@@ -85,6 +87,8 @@ class Settings:
     cap_given: Given | None = None
     backend: str = "auto"
     backend_given: Given | None = None
+    cards: str = ""
+    """What is to be simulated, if that was named: ``h100``, ``2xh100``."""
     mode: str = ENFORCE
     json: str | None = None
     defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
@@ -114,19 +118,18 @@ def read(config: pytest.Config) -> Settings:
     given = {option.name: value for option in OPTIONS if (value := _given(config, option)) is not None}
 
     def checked(name: str, read: Any) -> Any:
-        try:
-            return read(given[name].text)
-        except BadInput as error:
-            raise pytest.UsageError(f"{given[name].source}: {error}") from None
+        return _checked(given[name], read)
 
     for name in DEFAULT_CHECKS:
         if name in given:
             checked(name, lambda text, zero=name == "max_leak": parse(text, zero=zero))
+    backend, cards = checked("gpu_backend", _backend) if "gpu_backend" in given else ("auto", "")
     return Settings(
         cap=checked("gpu_cap", parse_size) if "gpu_cap" in given else None,
         cap_given=given.get("gpu_cap"),
-        backend=checked("gpu_backend", _backend) if "gpu_backend" in given else "auto",
+        backend=backend,
         backend_given=given.get("gpu_backend"),
+        cards=cards,
         mode=checked("mode", _one_of(MODES)) if "mode" in given else ENFORCE,
         # As text: a slash at its end says that a folder is meant, and a Path would drop it.
         json=os.path.join(config.invocation_params.dir, given["json"].text) if "json" in given else None,
@@ -134,8 +137,35 @@ def read(config: pytest.Config) -> Settings:
     )
 
 
-def _given(config: pytest.Config, option: Option) -> Given | None:
-    if (flag := config.getoption(option.dest)) is not None:
+def read_card(config: pytest.Config) -> Settings:
+    """Of the settings what says which card there is: known before the first conftest is imported."""
+    from pytest_memleak.budget.sizes import parse_size
+
+    known = config.known_args_namespace
+    given = {
+        option.name: value
+        for option in OPTIONS
+        if option.name in ("gpu_backend", "gpu_cap") and (value := _given(config, option, known)) is not None
+    }
+    backend, cards = _checked(given["gpu_backend"], _backend) if "gpu_backend" in given else ("auto", "")
+    return Settings(
+        cap=_checked(given["gpu_cap"], parse_size) if "gpu_cap" in given else None,
+        cap_given=given.get("gpu_cap"),
+        backend=backend,
+        backend_given=given.get("gpu_backend"),
+        cards=cards,
+    )
+
+
+def _checked(given: Given, read: Any) -> Any:
+    try:
+        return read(given.text)
+    except BadInput as error:
+        raise pytest.UsageError(f"{given.source}: {error}") from None
+
+
+def _given(config: pytest.Config, option: Option, known: Any = None) -> Given | None:
+    if (flag := getattr(known or config.option, option.dest, None)) is not None:
         return Given(flag, f"{option.flag} on the command line")
     if environment := os.environ.get(option.environment):
         return Given(environment, f"the environment variable {option.environment}")
@@ -154,7 +184,15 @@ def _one_of(allowed: tuple[str, ...]) -> Any:
     return read
 
 
-def _backend(text: str) -> str:
-    if text.split(":")[0] == "simulated":
-        raise BadInput("the simulated card is not in this release; use auto (the CPU stands in without a GPU) or cpu")
-    return str(_one_of(BACKENDS)(text))
+def _backend(text: str) -> tuple[str, str]:
+    """The backend, and which cards it is to simulate."""
+    from pytest_memleak.cards.simulated.profiles import cards_of
+
+    backend, colon, cards = text.partition(":")
+    if backend == SIMULATED:
+        if colon and not cards:
+            raise BadInput(f"{text!r} names no card after the colon")
+        cards_of(cards)
+    elif text not in BACKENDS:
+        raise BadInput(f"{text!r} is not one of {', '.join(BACKENDS)}, simulated:CARD")
+    return backend, cards

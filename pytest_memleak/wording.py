@@ -107,11 +107,14 @@ def sum_line(check: str, measured: int, base: int) -> str:
 
 def card_line(card: CardInfo) -> str:
     """One card in one line, for the header and the summary."""
+    predicted = "; its numbers are predicted" if card.backend == "simulated" else ""
     if card.cap is None:
-        return f"{_card_name(card)}, no cap"
+        return f"{_card_name(card)}, no cap{predicted}"
     if card.backend == "cpu":
-        return f"the CPU stands in for a {format_size(card.cap)} card: values are real, the cap is {card.enforcement}"
-    return f"{_card_name(card)}, capped at {format_size(card.cap)} ({card.enforcement})"
+        instead = f" (no simulated card: {card.instead})" if card.instead else ""
+        words = f"the CPU stands in for a {format_size(card.cap)} card{instead}"
+        return f"{words}: values are real, the cap is {card.enforcement}"
+    return f"{_card_name(card)}, capped at {format_size(card.cap)} ({card.enforcement}){predicted}"
 
 
 def _card_name(card: CardInfo) -> str:

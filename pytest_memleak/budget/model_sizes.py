@@ -149,11 +149,11 @@ def _largest(weights: Sequence[Weight], title: str, stored: Mapping[str, Stored]
 def _of_config(config: Any, title: str, stored: Mapping[str, Stored] | None = None) -> ModelSizes:
     from pytest_memleak.budget.weights import weights_of
 
-    model = _on_meta(config)
+    model = on_meta(config)
     return of_weights(weights_of(model), title or f"{type(model).__name__} (from its config)", stored)
 
 
-def _on_meta(config: Any) -> nn.Module:
+def on_meta(config: Any) -> nn.Module:
     """The model a config describes, with shapes and no memory."""
     import torch
 

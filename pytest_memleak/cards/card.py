@@ -1,9 +1,10 @@
-"""The card a test runs on: a real accelerator, or the CPU standing in for one."""
+"""The card a test runs on: a real accelerator, a simulated one, or the CPU standing in for one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -27,6 +28,9 @@ class Card(Protocol):
     def total(self) -> int:
         """Bytes, without a cap."""
 
+    def begin(self) -> None:
+        """A test begins on it."""
+
     def gauges(self) -> list[SharedGauge]:
         """The gauges of its devices."""
 
@@ -36,11 +40,30 @@ class Card(Protocol):
     def capped(self, cap: Cap) -> contextlib.AbstractContextManager[None]:
         """The card is that big until the end."""
 
+    def doubt(self) -> str | None:
+        """Why a test that ran on it since `begin` may have gone another way than on a real card, or None."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """What else is to be said of that test."""
+
     def info(self, cap: Cap | None) -> CardInfo:
         """What reports say of it."""
 
 
-class RealCard:
+class _OfThisMachine:
+    """What is there: what a program reads from it is true."""
+
+    def begin(self) -> None:
+        """Nothing to do."""
+
+    def doubt(self) -> str | None:
+        return None
+
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
+
+class RealCard(_OfThisMachine):
     """The accelerator that torch found, with all of its visible devices."""
 
     backend = "real"
@@ -84,11 +107,15 @@ def _real_enforcement(cap: Cap | None) -> str:
     return "enforced on reserved memory" + (" and told to the program" if cap.told else ", not told to the program")
 
 
-class CpuCard:
+class CpuCard(_OfThisMachine):
     """The CPU, with real values: its memory is that of torch's CPU tensors."""
 
     backend = "cpu"
     device = "cpu"
+
+    def __init__(self, instead: str = "") -> None:
+        self._instead = instead
+        """Why it is not the simulated card that a cap without a GPU asks for."""
 
     @property
     def total(self) -> int:
@@ -128,23 +155,47 @@ class CpuCard:
             total=self.total,
             cap=cap.bytes if cap else None,
             enforcement=f"{how} on CPU tensors" if cap else "",
+            instead=self._instead,
         )
 
 
-def choose(backend: str) -> Card:
-    """The card for `--gpu-backend`: *auto* takes a real one if there is one."""
-    if backend != "cpu" and torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
-        return RealCard(found.type)
-    if backend == "real":
-        raise Unavailable(
-            f"--gpu-backend=real, but torch {torch.__version__} finds no accelerator: {_why_no_accelerator()}"
-        )
-    return CpuCard()
+def choose(backend: str, cap: Cap | None = None, cards: str = "") -> Card:
+    """The card for `--gpu-backend`. *auto*: a real one if there is one; without, a cap means a simulated one.
+
+    `cards` names what is to be simulated. The simulated card is not switched on here, and once it is, it is the card.
+    """
+    if backend == "cpu":
+        return CpuCard()
+    from pytest_memleak.cards.simulated.profiles import cards_of
+
+    if not _simulated() and backend != "simulated":
+        if found := torch.accelerator.is_available() and torch.accelerator.current_accelerator():
+            return RealCard(found.type)
+        if backend == "real":
+            raise Unavailable(
+                f"--gpu-backend=real, but torch {torch.__version__} finds no accelerator: {_why_no_accelerator()}"
+            )
+        if cap is None:
+            return CpuCard()
+    try:
+        from pytest_memleak.cards.simulated.card import SimulatedCard
+        from pytest_memleak.cards.simulated.process import simulation_of
+
+        return SimulatedCard(simulation_of(cards_of(cards)), named=bool(cards))
+    except Unavailable as reason:
+        if backend == "simulated":
+            raise
+        return CpuCard(instead=str(reason))
+
+
+def _simulated() -> bool:
+    process = sys.modules.get("pytest_memleak.cards.simulated.process")
+    return process is not None and process.in_force() is not None
 
 
 def _why_no_accelerator() -> str:
     if not accelerator_seen():
-        return "this machine shows none; use --gpu-backend=auto to let the CPU stand in"
+        return "this machine shows none; use --gpu-backend=auto or simulated to predict what one would do"
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         return "a device is there, but this torch is a CPU build: install one with CUDA or ROCm"
     return "a device is there, but torch cannot use it: see what `torch.cuda.init()` says, and CUDA_VISIBLE_DEVICES"

@@ -86,7 +86,7 @@ def _judge_device(
     growth = [reading.grown(kind) for reading in judged]
     per_run = -(-sum(growth) // len(growth)) if sum(growth) > 0 else sum(growth) // len(growth)
     last = judged[-1]
-    verdict, why = _verdict(per_run, limit, [*doubts, *filter(None, [last.blind])])
+    verdict, why = _verdict(per_run, limit, [*doubts, *filter(None, [last.blind])], last.swayed)
     held = owners(last, growth[-1]) if verdict == "fail" else ()
     return CheckResult(
         check="max_leak",
@@ -111,10 +111,10 @@ def _judge_device(
     )
 
 
-def _verdict(grown: int, limit: Limit | None, doubts: Sequence[str]) -> tuple[Verdict, str]:
+def _verdict(grown: int, limit: Limit | None, doubts: Sequence[str], swayed: bool = False) -> tuple[Verdict, str]:
     if limit is None:
         return "pass", "; ".join(doubts)
-    if grown > limit.bytes:
+    if grown > limit.bytes and not swayed:
         return "fail", ""
     if doubts:
         return "inconclusive", "; ".join(doubts)

@@ -41,16 +41,20 @@ def judge_peak(
 
 
 def judge_host_peak(
-    budget: HostPeakBudget, reading: Reading, term_of: TermOf, doubts: Sequence[str] = (), high_water: str = ""
+    budget: HostPeakBudget,
+    reading: Reading,
+    term_of: TermOf,
+    doubts: Sequence[str] = (),
+    beside: str = "",
+    kind: str = "committed",
 ) -> CheckResult:
     """Growth over the window's start: what else the process holds is not the test's."""
     try:
         limit = evaluate(budget, term_of)
     except (Inconclusive, BadInput) as error:
         return inconclusive("max_host_peak", str(error))
-    kind = "committed"
     grown = reading.peak[kind] - reading.base_at_peak[kind]
-    verdict, why = _verdict(grown, grown, limit, [*doubts, *filter(None, [reading.blind])])
+    verdict, why = _verdict(grown, grown, limit, [*doubts, *filter(None, [reading.blind])], reading.swayed)
     return CheckResult(
         check="max_host_peak",
         verdict=verdict,
@@ -61,7 +65,7 @@ def judge_host_peak(
         measured=grown,
         base=reading.base_at_peak[kind],
         limit=limit,
-        details=(*_phases(reading, kind), *filter(None, [high_water])),
+        details=(*_phases(reading, kind), *filter(None, [beside])),
         advice=_advice("max_host_peak", verdict, grown, limit),
     )
 
@@ -78,7 +82,7 @@ def inconclusive(check: str, why: str) -> CheckResult:
 def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
     # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
     peak, highest = reading.certain_peak(kind), reading.possible_peak(kind)
-    verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])])
+    verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])], reading.swayed)
     shown = highest if verdict == "pass" else peak
     return CheckResult(
         check=check,
@@ -105,10 +109,12 @@ def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, 
     )
 
 
-def _verdict(lowest: int, highest: int, limit: Limit | None, doubts: Sequence[str]) -> tuple[Verdict, str]:
+def _verdict(
+    lowest: int, highest: int, limit: Limit | None, doubts: Sequence[str], swayed: bool = False
+) -> tuple[Verdict, str]:
     if limit is None:
         return "pass", "; ".join(doubts)
-    if lowest > limit.bytes:
+    if lowest > limit.bytes and not swayed:
         return "fail", ""  # whatever could not be seen can only add to it
     if doubts:
         return "inconclusive", "; ".join(doubts)

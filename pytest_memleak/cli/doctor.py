@@ -10,6 +10,7 @@ from pytest_memleak.cli.caps import caps
 from pytest_memleak.cli.devices import accelerators
 from pytest_memleak.cli.finding import Finding
 from pytest_memleak.cli.host import host_memory
+from pytest_memleak.cli.simulation import simulation
 from pytest_memleak.cli.software import SOFTWARE, basics, companions, torch_here
 
 SCHEMA = "pytest-memleak-doctor/1"
@@ -21,7 +22,7 @@ def examine() -> list[Finding]:
     if torch is None:
         found.append(Finding("caps", "no", "any", "without a torch that can be used there is nothing to cap"))
     else:
-        found += [*accelerators(torch), *caps(torch)]
+        found += [*accelerators(torch), *caps(torch), *simulation(torch)]
     return [*found, *host_memory()]
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from pytest_memleak.cli import doctor
+from pytest_memleak.cli import doctor, predict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,13 +17,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A driver's message may hold what the terminal's encoding lacks: better shown escaped than not at all.
         sys.stdout.reconfigure(errors="backslashreplace")
     chosen = _parser().parse_args(arguments)
-    findings = doctor.examine()
+    if chosen.command == "predict":
+        text, status = predict.run(chosen)
+    else:
+        findings = doctor.examine()
+        text = doctor.as_json(findings) if chosen.json else doctor.as_text(findings)
+        status = doctor.exit_status(findings)
     try:
-        print(doctor.as_json(findings) if chosen.json else doctor.as_text(findings), flush=True)
+        if text:
+            print(text, flush=True)
     except BrokenPipeError:
         # Whoever reads (head, less) has seen enough; without this, Python complains once more when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return doctor.exit_status(findings)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = commands.add_parser("doctor", help="what can be measured on this machine", description=about)
     command.add_argument("--json", action="store_true", help="print the same as data")
+    predict.add_to(commands)
     return parser
 
 

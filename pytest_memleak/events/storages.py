@@ -26,7 +26,8 @@ def tensors_among(objects: Iterable[object]) -> Iterator[torch.Tensor]:
     objects = list(objects)
     # By type and never by isinstance, which asks proxies and mocks for __class__ and so runs their code.
     types = list(map(type, objects))
-    tensor_types = {one for one in set(types) if torch.Tensor in one.__mro__}
+    # A class that is its own metaclass (h11 has some) has no ``__mro__`` left once the collector has taken it apart.
+    tensor_types = {one for one in set(types) if torch.Tensor in getattr(one, "__mro__", ())}
     tensors: Iterator[Any] = compress(objects, map(tensor_types.__contains__, types))
     for tensor in tensors:
         yield tensor

@@ -13,9 +13,9 @@ from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
 from pytest_memleak.hooks.owners import owners_of
 from pytest_memleak.meters import shared
-from pytest_memleak.meters.gauge import Reading
+from pytest_memleak.meters.gauge import PREDICTED, Reading
 from pytest_memleak.meters.host import settles_by
-from pytest_memleak.plan import Budget, Cap
+from pytest_memleak.plan import Budget, Cap, HostPeakBudget
 from pytest_memleak.records.record import CheckResult, Term
 from pytest_memleak.wording import plural
 
@@ -34,13 +34,37 @@ def judge_body(test: RunningTest) -> None:
         readings = _highest(bodies, kind, test.info.devices)
         results += judge_peak(plan.peak, readings, _terms(test, plan.peak), doubts)
     if plan.host_peak is not None:
-        (reading,) = _highest(bodies, "committed", ("host",))
-        high_water, meaning = shared.host_memory().high_water()
-        beside = f"{meaning}: {format_size(high_water)}" if high_water is not None else meaning
-        results.append(judge_host_peak(plan.host_peak, reading, _terms(test, plan.host_peak), doubts, beside))
+        results.append(_judge_host(test, plan.host_peak, doubts))
     if plan.cap is not None:
         results += _judge_cap(test)
     _add(test, results)
+    if not any(result.verdict == "inconclusive" for result in test.results) and (doubt := test.card.doubt()):
+        _add(test, [inconclusive("simulation", doubt)])
+
+
+def made_up(test: RunningTest, error: BaseException) -> bool:
+    """Whether the body failed on a card that had no answer for it: then its failure says nothing."""
+    doubt = test.card.doubt()
+    if doubt is not None and not test.plan.report:
+        failed = f"; then it raised {type(error).__name__}: {_first_line(error)}"
+        advice = "run the test on a real card, or on the CPU (--gpu-backend=cpu)"
+        result = inconclusive("simulation", f"{doubt}{failed}")
+        _add(test, [replace(result, advice=advice)])
+        return True
+    return False
+
+
+def _judge_host(test: RunningTest, budget: HostPeakBudget, doubts: Sequence[str]) -> CheckResult:
+    bodies, terms = test.measurement.bodies, _terms(test, budget)
+    if test.card.backend == "simulated":
+        (reading,) = _highest(bodies, "allocated", ("cpu",))
+        reading = replace(reading, device="host", how=PREDICTED, blind=reading.blind or test.card.doubt())
+        beside = "predicted from the tensors of the CPU: what else the process holds is the simulation's too"
+        return judge_host_peak(budget, reading, terms, doubts, beside, kind="allocated")
+    (reading,) = _highest(bodies, "committed", ("host",))
+    high_water, meaning = shared.host_memory().high_water()
+    beside = f"{meaning}: {format_size(high_water)}" if high_water is not None else meaning
+    return judge_host_peak(budget, reading, terms, doubts, beside)
 
 
 def judge_end(test: RunningTest) -> None:
@@ -71,17 +95,28 @@ def out_of_memory(test: RunningTest, error: BaseException) -> None:
     cap = test.plan.cap
     size = format_size(cap.bytes if cap else test.info.total)
     card = f"{'the cap' if cap else 'the card'} of {size}{f' ({cap.source})' if cap else ''}"
-    reached = max((reading.peak["allocated"] for reading in _card_readings(test)), default=0)
+    readings = _card_readings(test)
+    reached = max((reading.peak["allocated"] for reading in readings), default=0)
+    how = readings[0].how if readings else ""
+    predicted = f" ({how})" if how == PREDICTED else ""
     check = "max_peak" if test.plan.peak else "gpu_cap"
     message = (
-        f"{check} FAILED: out of memory under {card}: {format_size(reached)} were allocated, and more was asked for"
+        f"{check} FAILED: out of memory under {card}: {format_size(reached)} were allocated{predicted}, and more was "
+        "asked for"
     )
     advice = "see in the traceback what was asked for; give the test a larger card, or release memory before"
     _add(
         test,
         [
             CheckResult(
-                check, "fail", message, kind="allocated", measured=reached, details=(_first_line(error),), advice=advice
+                check,
+                "fail",
+                message,
+                kind="allocated",
+                how=how,
+                measured=reached,
+                details=(_first_line(error),),
+                advice=advice,
             )
         ],
     )

@@ -166,10 +166,14 @@ class MeasuredTests:
         test = self.test
         if test is not None and test.item is item:
             if call.when == "setup" and call.excinfo is not None:
-                test.body_failed(call.excinfo.value)
+                test.set_up_failed(call.excinfo.value)
             # A subtest's report is one of the call as well: it comes while the body still runs.
             if call.when == "call" and test.body_over:
                 test.call_report, test.call_logged = report, False
+                if test.undecided:
+                    # Its body was made to end quietly: that is no unexpected success of a test that is to fail.
+                    report.outcome, report.longrepr = "passed", None
+                    report.__dict__.pop("wasxfail", None)
                 if test.has("inconclusive") and report.passed:
                     setattr(report, WITHHELD, True)
             if test.explanation and report.failed:
@@ -212,17 +216,18 @@ class MeasuredTests:
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         from pytest_memleak.cards.probe import accelerator_seen
+        from pytest_memleak.hooks.simulating import is_on as simulation_is_on
         from pytest_memleak.support import has_torch, require_torch
 
-        if not plan.marked and not (accelerator_seen() and has_torch()):
-            return  # only the run's cap concerns it, and there is no real card to cap
+        if not plan.marked and not (has_torch() and (accelerator_seen() or simulation_is_on())):
+            return  # only the run's cap concerns it, and there is no card to cap
         require_torch()
         from pytest_memleak.cards.card import choose
         from pytest_memleak.events import garbage
         from pytest_memleak.hooks.running import RunningTest
 
-        card = choose(self._settings.backend)
-        if not plan.marked and card.backend != "real":
+        card = choose(self._settings.backend, plan.cap, self._settings.cards)
+        if not plan.marked and card.backend == "cpu":
             return
         garbage.begin_session()
         test = RunningTest(item, plan, card, self._watched)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
+from pytest_memleak.cards.probe import accelerator_seen
 from pytest_memleak.errors import MemleakError
 from pytest_memleak.hooks.measuring import RECORD
 from pytest_memleak.records.collected import Collected
@@ -15,6 +17,7 @@ from pytest_memleak.records.record import TestRecord
 from pytest_memleak.records.run import RunInfo, versions
 from pytest_memleak.report import json_file, terminal
 from pytest_memleak.settings import Settings
+from pytest_memleak.wording import plural
 
 _VERSIONS = "memleak_versions"
 
@@ -27,10 +30,15 @@ class Reporting:
         self._started = _now()
         self._versions: dict[str, str] = {}
         self._json_failed = ""
+        self._without_gpu = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if (record := getattr(report, RECORD, None)) is not None:
             self._collected.add(TestRecord.from_json(record))
+        self._without_gpu += _skipped_for_want_of_a_gpu(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._without_gpu += _skipped_for_want_of_a_gpu(report)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -50,7 +58,7 @@ class Reporting:
             finished=_now(),
             args=tuple(map(str, self._config.invocation_params.args)),
             mode=self._settings.mode,
-            backend=self._settings.backend,
+            backend=f"{self._settings.backend}:{self._settings.cards}".rstrip(":"),
             exit_status=int(exitstatus),
             cap=self._settings.cap,
             versions=self._versions | versions(),
@@ -70,11 +78,30 @@ class Reporting:
             verbosity=verbosity,
             width=terminalreporter._tw.fullwidth,
         )
+        lines += self._could_have_run(bool(lines))
         if lines and verbosity >= 0:
             terminalreporter.write_sep("=", terminal.TITLE)
         terminal.write(lines, terminalreporter.write_line)
         if self._json_failed:
             terminalreporter.write_line(self._json_failed, red=True)
+
+    def _could_have_run(self, speaking: bool) -> list[terminal.Line]:
+        """Tests that a simulated card might have run; silent where nobody asked this plugin for anything."""
+        settings = self._settings
+        asked = speaking or settings.cap is not None or settings.backend_given is not None
+        if not self._without_gpu or not asked or settings.backend != "auto" or accelerator_seen():
+            return []
+        skipped = plural(self._without_gpu, "skip", "skips")
+        text = f"{skipped} for want of a GPU: --gpu-backend=simulated lets such tests see a card from their import on"
+        return [terminal.Line(text, {"yellow": True})]
+
+
+_GPU = re.compile(r"\b(gpus?|cuda|nvidia|accelerators?)\b", re.IGNORECASE)
+
+
+def _skipped_for_want_of_a_gpu(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    reason = report.longrepr
+    return report.skipped and isinstance(reason, tuple) and _GPU.search(reason[2]) is not None
 
 
 def tell_versions(config: pytest.Config) -> None:

@@ -97,6 +97,11 @@ class RunningTest:
         self.body_over = self.body_passed = True
         judging.judge_body(self)
 
+    def set_up_failed(self, error: BaseException) -> None:
+        """It is an error already, whatever the reason."""
+        self.body_failed(error)
+        self.undecided = False
+
     def body_failed(self, error: BaseException) -> None:
         """The set-up or the body raised: an out-of-memory is a verdict, anything else is the test's own affair."""
         self.body_over = True
@@ -105,6 +110,9 @@ class RunningTest:
         self.measurement.body_ended()
         if isinstance(error, Judged) and error.results:
             self._ended_by(error)
+        elif not isinstance(error, (*_NOT_A_FAILURE, KeyboardInterrupt)) and judging.made_up(self, error):
+            self.undecided = True
+            return
         # Loaders wrap the error on its way: that an allocation was refused is known all the same.
         if isinstance(error, _NOT_A_FAILURE) or not (judging.is_out_of_memory(error) or self.refused > 0):
             return
@@ -175,6 +183,7 @@ class RunningTest:
             blocks=tuple(self.blocks),
             worker=worker_id(self.item.config),
             attempt=self.item.stash[ATTEMPTS],
+            notes=self.card.remarks(),
             duration=time.perf_counter() - self._started,
         )
 

@@ -16,6 +16,9 @@ from typing import Protocol
 Levels = Mapping[str, int]
 """Bytes by kind: ``{"allocated": …, "reserved": …}``."""
 
+PREDICTED = "predicted"
+"""How the numbers of a simulated card are got."""
+
 
 class Gauge(Protocol):
     device: str
@@ -88,6 +91,11 @@ class Reading:
     def possible_peak(self, kind: str) -> int:
         """The highest level if everything that nobody saw being allocated was there at that time."""
         return self.peak[kind] + max(self.unseen, self.unseen_peak, self.there_throughout)
+
+    @property
+    def swayed(self) -> bool:
+        """The program may have taken another way than with a real card: more or less memory, nobody knows."""
+        return self.how == PREDICTED and self.blind is not None
 
     @property
     def let_go_of(self) -> int:

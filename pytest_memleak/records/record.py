@@ -84,6 +84,8 @@ class CardInfo:
     cap: int | None = None
     enforcement: str = ""
     """How the cap holds: ``enforced``, ``judged at the end``, or empty without one."""
+    instead: str = ""
+    """Why it is the CPU and not a simulated card, where that was to be expected."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.probe import accelerator_seen
-from pytest_memleak.settings import Settings
+from pytest_memleak.cards.simulated.profiles import cards_of
+from pytest_memleak.settings import SIMULATED, Settings
 
 
 def header_lines(settings: Settings) -> list[str]:
     """Nothing for a run without any option: the plugin is silent until it is asked for something."""
     parts = []
     if settings.cap is not None and settings.cap_given is not None:
-        parts.append(f"cap {format_size(settings.cap)} ({settings.cap_given.source}); {_whose(settings.backend)}")
+        parts.append(f"cap {format_size(settings.cap)} ({settings.cap_given.source}); {_whose(settings)}")
+    elif settings.backend == SIMULATED:
+        parts.append(_whose(settings))
     elif settings.backend_given is not None:
         parts.append(f"backend {settings.backend} ({settings.backend_given.source})")
     parts += [f"{name} {given.text} by default ({given.source})" for name, given in settings.defaults.items()]
@@ -20,11 +23,16 @@ def header_lines(settings: Settings) -> list[str]:
     return [f"memleak: {part}" for part in parts]
 
 
-def _whose(backend: str) -> str:
+def _whose(settings: Settings) -> str:
+    backend = settings.backend
+    if backend == SIMULATED:
+        cards = cards_of(settings.cards)
+        many = f"{len(cards)} × " if len(cards) > 1 else ""
+        return f"simulated card: {many}{cards[0].name}, {format_size(cards[0].total)}; all its numbers are predicted"
     if backend == "cpu":
         return "the CPU is the card, with real values"
     if accelerator_seen():
         return "an accelerator is there: its allocator is capped"
     if backend == "real":
         return "no accelerator is seen here: tests that need the card will be errors"
-    return "no accelerator is seen here: the CPU stands in for the card, with real values"
+    return "no accelerator is seen here: the card is simulated, and its numbers are predicted"

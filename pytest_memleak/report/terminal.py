@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.collected import Collected, Totals
-from pytest_memleak.records.record import CheckResult, Limit, TestRecord
+from pytest_memleak.records.record import CardInfo, CheckResult, Limit, TestRecord
 from pytest_memleak.report.table import provenance, rows, table
 from pytest_memleak.report.tighten import Tightening, tightenings
 from pytest_memleak.wording import card_line, exact, plural, shortened, sum_line
@@ -47,7 +47,7 @@ def summary_lines(collected: Collected, *, mode: str, verbosity: int, width: int
     records = list(collected)
     if verbosity < 0:
         return [*_problems_in_one_line(records, mode, width), *_silent(collected, width)]
-    told = [record for record in records if record.results or (record.card and record.card.cap is not None)]
+    told = [record for record in records if record.results or (record.card and _worth_telling(record.card))]
     if not told:
         return _silent(collected, width)
     return [
@@ -58,6 +58,10 @@ def summary_lines(collected: Collected, *, mode: str, verbosity: int, width: int
         *(_tests(told, verbosity, width) if verbosity > 0 else ()),
         *_tightening_lines(tightenings(told), width),
     ]
+
+
+def _worth_telling(card: CardInfo) -> bool:
+    return card.cap is not None or card.backend == "simulated"
 
 
 def _explained(result: CheckResult, width: int) -> Iterator[str]:

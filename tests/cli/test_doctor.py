@@ -46,7 +46,7 @@ def test_the_doctor_tells_what_this_machine_can_do() -> None:
     assert data["schema"] == "pytest-memleak-doctor/1"
     assert done.returncode == (0 if data["cap_can_be_enforced"] else 1)
     groups = {finding["group"] for finding in data["findings"]}
-    assert groups == {"software", "accelerators", "caps", "CPU tensors", "host memory"}
+    assert groups == {"software", "accelerators", "caps", "CPU tensors", "simulation", "host memory"}
     told = doctor.as_text([Finding(**finding) for finding in data["findings"]])
     assert all(finding["what"] in told for finding in data["findings"])
 

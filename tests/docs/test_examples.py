@@ -43,7 +43,7 @@ def can_enforce() -> bool:
 
 
 def assert_printed(quoted: list[str], output: str) -> None:
-    """The pages quote the CPU's exact engine: devices have other names, and round."""
+    """The pages quote a machine without a GPU: other devices have other names, and take other blocks."""
     if torch.accelerator.is_available() or not shared.cpu_memory().can_enforce:
         return
     # On a machine that is too busy there was no time to name who holds what leaked.

@@ -76,7 +76,7 @@ def test_a_compiler_that_hangs_is_given_up(tmp_path: Path) -> None:
     compiler = tmp_path / "compiler"
     compiler.write_text("#!/bin/sh\nexec sleep 60\n")
     compiler.chmod(0o755)
-    script = LOAD.replace("try:", "native._TIMEOUT = 0.2\ntry:")
+    script = LOAD.replace("try:", "from pytest_memleak import compiled; compiled._TIMEOUT = 0.2\ntry:")
     assert "took longer than" in run(script, tmp_path, CXX=str(compiler))
 
 

@@ -1,0 +1,8 @@
+// The native part of the simulated card as one file for the compiler: torch's headers take it longer than all that is
+// here, and are read once.
+
+#include "attention.cpp"
+#include "reduction.cpp"
+#include "scratch.cpp"
+#include "device.cpp"
+#include "kernels.cpp"

@@ -1,0 +1,94 @@
+// What the files of the simulated card share. See device.cpp, kernels.cpp and attention.cpp.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace memleak {
+
+constexpr c10::DeviceType kCard = c10::DeviceType::CUDA;
+
+// ---- device.cpp
+
+c10::DeviceIndex current_device();
+
+// The device that allocations of this thread are for, until it goes out of scope.
+class OnDevice {
+ public:
+  explicit OnDevice(std::optional<c10::Device> device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  c10::DeviceIndex before_;
+};
+
+// Memory of the current device; throws torch's OutOfMemoryError.
+c10::DataPtr allocate(size_t bytes);
+
+// What of a card decides over how torch's kernels go about their work.
+struct Facts {
+  int major = 0;
+  int minor = 0;
+  int processors = 0;
+  bool prefers_cudnn = false;  // for attention
+
+  // What one processor holds at once.
+  int threads() const {
+    const bool turing = major == 7 && minor == 5;
+    const bool smaller = (major == 8 && minor >= 6) || major == 12;
+    return turing ? 1024 : (smaller ? 1536 : 2048);
+  }
+};
+
+const Facts& facts_of(c10::DeviceIndex device);
+
+at::Tensor empty_strided_on(c10::Device device, c10::IntArrayRef size, c10::IntArrayRef stride, at::ScalarType dtype);
+
+// Python's own, which every extension module finds in its process; its headers need not be installed. Tensors die while
+// an error is on its way, too: Python code that is called then must not find it.
+class InPython {
+ public:
+  InPython();
+  ~InPython();
+  InPython(const InPython&) = delete;
+  InPython& operator=(const InPython&) = delete;
+
+ private:
+  int lock_;
+  void* type_ = nullptr;
+  void* value_ = nullptr;
+  void* trace_ = nullptr;
+};
+
+bool python_is_there();
+
+// ---- attention.cpp
+
+int64_t attention_choice(
+    const at::Tensor& query,
+    const at::Tensor& key,
+    const at::Tensor& value,
+    const std::optional<at::Tensor>& mask,
+    double dropout,
+    bool causal,
+    std::optional<double> scale,
+    bool grouped);
+void attention_on();
+void attention_off();
+
+// ---- kernels.cpp
+
+void kernels_on();
+void kernels_off();
+
+// A block went back to the card: its values are gone.
+void forget_values(void* address);
+
+}  // namespace memleak

@@ -1,0 +1,99 @@
+"""Where an operation goes that a card would do in another way than torch does without CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch._meta_registrations
+
+from pytest_memleak.cards.simulated.profiles import Profile
+from pytest_memleak.upstream.patches import Patch
+
+# Operations that a card does in one kernel, and torch without CUDA puts together from others.
+_OWN_KERNELS = (
+    "convolution",
+    "isinf",
+    "convolution_backward",
+    "native_layer_norm",
+    "native_group_norm",
+    "_fused_rms_norm",
+    # Cards before Hopper do these products one after another, into the same result.
+    "_grouped_mm",
+    "index.Tensor",
+    "silu_backward",
+    "mish_backward",
+    "addr",
+    "addr.out",
+    "_chunk_cat",
+    "_chunk_cat.out",
+    "all.dims",
+    "all.dims_out",
+    "any.dims",
+    "any.dims_out",
+    "split_with_sizes_copy.out",
+)
+_FOREACH = "aten::_foreach_"
+# Their kernels for cards call CUDA code of their own; they say what shape their results have.
+_LIBRARIES = ("bitsandbytes",)
+# From here on torch's wheels come with a cuDNN that it prefers for attention (newer than 9.15).
+_CUDNN_PREFERRED_SINCE = (2, 10)
+
+
+class Choices:
+    """While entered, operations on CUDA tensors go where a card would send them."""
+
+    def __init__(self, native: ctypes.PyDLL, cards: Sequence[Profile]) -> None:
+        self._native = native
+        self._cards = cards
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Choices:
+        for index, card in enumerate(self._cards):
+            self._native.memleak_card_facts(index, *card.capability, card.processors, _prefers_cudnn(card))
+        with contextlib.ExitStack() as undo:
+            known = frozenset(torch._C._dispatch_get_all_op_names())
+            for name in _OWN_KERNELS:
+                if f"aten::{name}" in known:
+                    self._take_over(f"aten::{name}")
+            for name in known:
+                if name.startswith((_FOREACH, *(f"{library}::" for library in _LIBRARIES))):
+                    self._take_over(name)
+            undo.enter_context(Patch(torch.library, "register_kernel", self._without_cuda))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def _take_over(self, name: str) -> None:
+        namespace, _, rest = name.partition("::")
+        self._native.memleak_card_take_over(namespace.encode(), rest.encode())
+
+    def _without_cuda(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        """A library that is imported now would register kernels that need a card, or that stand in for them."""
+
+        def register_kernel(op: Any, device_types: Any = None, func: Any = None, /, **kwargs: Any) -> Any:
+            name = op if isinstance(op, str) else str(op)
+            if name.partition("::")[0] not in _LIBRARIES:
+                return found(op, device_types, func, **kwargs)
+            if device_types in ("cuda", ["cuda"], ("cuda",)):
+                return (lambda function: function) if func is None else None
+            registered = found(op, device_types, func, **kwargs)
+            self._take_over(name)
+            return registered
+
+        return register_kernel
+
+
+def _prefers_cudnn(card: Profile) -> bool:
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    unwanted = os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1"
+    return release >= _CUDNN_PREFERRED_SINCE and not unwanted and card.capability[0] in (9, 10)

@@ -1,0 +1,407 @@
+// A CUDA device that is not there: torch takes its tensors for CUDA tensors, and asks for their memory here.
+//
+// Built on first use by library.py, called by ctypes. Here is what torch asks of a device: a guard, the hooks of CUDA,
+// an allocator, and the operations that make tensors and views; kernels.cpp has all others. Memory is address space: its
+// pages come into being when something is written there.
+
+#include "card.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/view_native.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <sys/mman.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+extern "C" {
+int Py_IsInitialized(void);
+int PyGILState_Ensure(void);
+void PyGILState_Release(int);
+void PyErr_Fetch(void**, void**, void**);
+void PyErr_Restore(void*, void*, void*);
+}
+
+namespace memleak {
+namespace {
+
+using Index = c10::DeviceIndex;
+using Take = void* (*)(int64_t bytes, int device);
+using Give = void (*)(void* address);
+
+constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
+
+// Threads of the autograd engine are made once, one for each device that the guard tells of.
+constexpr Index kMostDevices = 16;
+
+Index devices = 0;
+Take take = nullptr;
+Give give = nullptr;
+std::vector<Facts> facts;
+thread_local Index current = 0;
+thread_local std::string refusal;
+
+// ---- device and streams: everything is done when it returns ------------------------------------------------------
+
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  c10::DeviceType type() const override {
+    return kCard;
+  }
+  c10::Device exchangeDevice(c10::Device device) const override {
+    const c10::Device before = getDevice();
+    current = device.index();
+    return before;
+  }
+  c10::Device getDevice() const override {
+    return {kCard, current};
+  }
+  void setDevice(c10::Device device) const override {
+    current = device.index();
+  }
+  void uncheckedSetDevice(c10::Device device) const noexcept override {
+    current = device.index();
+  }
+  c10::Stream getStream(c10::Device device) const override {
+    return c10::Stream(c10::Stream::DEFAULT, device);
+  }
+  c10::Stream getDefaultStream(c10::Device device) const override {
+    return getStream(device);
+  }
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool = false) const override {
+    return getStream(device);
+  }
+  c10::Stream getNewStream(c10::Device device, int = 0) const override {
+    return getStream(device);
+  }
+  c10::Stream exchangeStream(c10::Stream stream) const override {
+    return getStream(stream.device());
+  }
+  Index deviceCount() const noexcept override {
+    return kMostDevices;
+  }
+  void record(void** event, const c10::Stream&, const Index, const c10::EventFlag) const override {
+    *event = const_cast<Guard*>(this);
+  }
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override {
+    return true;
+  }
+  void destroyEvent(void*, const Index) const noexcept override {}
+  bool queryStream(const c10::Stream&) const override {
+    return true;
+  }
+  void synchronizeStream(const c10::Stream&) const override {}
+  void synchronizeEvent(void*) const override {}
+  void synchronizeDevice(const Index) const override {}
+  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
+  double elapsedTime(void*, void*, const Index) const override {
+    return 0.0;
+  }
+};
+
+const Guard guard;
+
+// ---- memory ------------------------------------------------------------------------------------------------------
+
+void release(void* address) {
+  if (address == nullptr) {
+    return;
+  }
+  forget_values(address);
+  if (give != nullptr && python_is_there()) {
+    const InPython in_python;
+    give(address);
+  }
+}
+
+struct CardMemory final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    const c10::Device device(kCard, current);
+    if (bytes == 0) {
+      return {nullptr, nullptr, &release, device};
+    }
+    refusal.clear();
+    void* address = nullptr;
+    {
+      const InPython in_python;
+      address = take(static_cast<int64_t>(bytes), current);
+    }
+    if (address == nullptr) {
+      TORCH_CHECK_WITH(OutOfMemoryError, false, refusal.empty() ? "the simulated card gave no reason" : refusal);
+    }
+    return {address, address, &release, device};
+  }
+  c10::DeleterFnPtr raw_deleter() const override {
+    return &release;
+  }
+  void copy_data(void*, const void*, size_t) const override {}
+};
+
+CardMemory memory;
+
+// ---- what ATen asks of CUDA --------------------------------------------------------------------------------------
+
+struct Hooks final : at::CUDAHooksInterface {
+  void init() const override {}
+  bool isBuilt() const override {
+    return true;
+  }
+  bool isAvailable() const override {
+    return devices > 0;
+  }
+  bool hasCUDA() const override {
+    return devices > 0;
+  }
+  bool hasCUDART() const override {
+    return devices > 0;
+  }
+  bool hasCuDNN() const override {
+    return true;
+  }
+  bool hasPrimaryContext(Index) const override {
+    return true;
+  }
+  Index deviceCount() const override {
+    return devices;
+  }
+  int getNumGPUs() const override {
+    return devices;
+  }
+  Index current_device() const override {
+    return current;
+  }
+  Index getCurrentDevice() const override {
+    return current;
+  }
+  void setCurrentDevice(Index device) const override {
+    current = device;
+  }
+  Index exchangeDevice(Index device) const override {
+    const Index before = current;
+    current = device;
+    return before;
+  }
+  Index maybeExchangeDevice(Index device) const override {
+    return device < 0 ? current : exchangeDevice(device);
+  }
+  bool compiledWithCuDNN() const override {
+    return true;
+  }
+  long versionCuDNN() const override {
+    return 91600;
+  }
+  bool supportsDilatedConvolutionWithCuDNN() const override {
+    return true;
+  }
+  bool supportsDepthwiseConvolutionWithCuDNN() const override {
+    return true;
+  }
+  bool supportsBFloat16ConvolutionWithCuDNNv8() const override {
+    return true;
+  }
+  at::Allocator* getPinnedMemoryAllocator() const override {
+    return c10::GetCPUAllocator();
+  }
+  void deviceSynchronize(Index) const override {}
+};
+
+Hooks hooks;
+void* their_face = nullptr;
+
+// torch makes its hooks once, at the first question. They have no members, only a table of functions: for as long as
+// the card is there, that table is this one.
+void** face_of_hooks() {
+  static_assert(sizeof(at::CUDAHooksInterface) == sizeof(void*), "the hooks of CUDA have members");
+  return reinterpret_cast<void**>(const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks()));
+}
+
+// ---- tensors and views -------------------------------------------------------------------------------------------
+
+at::Tensor empty(
+    c10::IntArrayRef size,
+    std::optional<at::ScalarType> dtype,
+    std::optional<at::Layout>,
+    std::optional<at::Device> device,
+    std::optional<bool>,
+    std::optional<at::MemoryFormat> format) {
+  const OnDevice on(device);
+  return at::detail::empty_generic(size, &memory, kKeys, c10::dtype_or_default(dtype), format);
+}
+
+at::Tensor empty_strided(
+    c10::IntArrayRef size,
+    c10::IntArrayRef stride,
+    std::optional<at::ScalarType> dtype,
+    std::optional<at::Layout>,
+    std::optional<at::Device> device,
+    std::optional<bool>) {
+  const OnDevice on(device);
+  return at::detail::empty_strided_generic(size, stride, &memory, kKeys, c10::dtype_or_default(dtype));
+}
+
+at::Tensor as_strided(
+    const at::Tensor& self, c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<int64_t> offset) {
+  return at::native::as_strided_tensorimpl(self, size, stride, offset);
+}
+
+at::Tensor view(const at::Tensor& self, c10::IntArrayRef size) {
+  return at::native::view(self, size);
+}
+
+// A storage that grows gets a new block; the old one lives until the new one is there.
+const at::Tensor& resize_(const at::Tensor& self, c10::IntArrayRef size, std::optional<at::MemoryFormat> format) {
+  auto* const tensor = self.unsafeGetTensorImpl();
+  tensor->set_sizes_contiguous(size);
+  if (format) {
+    tensor->empty_tensor_restride(*format);
+  }
+  const size_t needed = tensor->numel() == 0 ? 0 : (tensor->numel() + tensor->storage_offset()) * tensor->itemsize();
+  auto* const storage = tensor->unsafe_storage().unsafeGetStorageImpl();
+  if (storage->nbytes() < needed) {
+    const OnDevice on(self.device());
+    storage->set_data_ptr_noswap(memory.allocate(needed));
+    storage->set_nbytes(needed);
+  }
+  return self;
+}
+
+at::Tensor& set_storage(
+    at::Tensor& self, c10::Storage source, int64_t offset, c10::IntArrayRef size, c10::IntArrayRef stride) {
+  auto* const tensor = self.unsafeGetTensorImpl();
+  tensor->set_storage_keep_dtype(std::move(source));
+  tensor->set_storage_offset(offset);
+  if (stride.data() != nullptr) {
+    tensor->set_sizes_and_strides(size, stride);
+  } else {
+    tensor->set_sizes_contiguous(size);
+  }
+  return self;
+}
+
+std::unique_ptr<torch::Library> operations;
+
+}  // namespace
+
+Index current_device() {
+  return current;
+}
+
+const Facts& facts_of(Index device) {
+  return facts.at(static_cast<size_t>(device));
+}
+
+OnDevice::OnDevice(std::optional<c10::Device> device) : before_(current) {
+  if (device && device->has_index()) {
+    current = device->index();
+  }
+}
+
+OnDevice::~OnDevice() {
+  current = before_;
+}
+
+c10::DataPtr allocate(size_t bytes) {
+  return memory.allocate(bytes);
+}
+
+at::Tensor empty_strided_on(c10::Device device, c10::IntArrayRef size, c10::IntArrayRef stride, at::ScalarType dtype) {
+  const OnDevice on(device);
+  return at::detail::empty_strided_generic(size, stride, &memory, kKeys, dtype);
+}
+
+InPython::InPython() : lock_(PyGILState_Ensure()) {
+  PyErr_Fetch(&type_, &value_, &trace_);
+}
+
+InPython::~InPython() {
+  PyErr_Restore(type_, value_, trace_);
+  PyGILState_Release(lock_);
+}
+
+bool python_is_there() {
+  return Py_IsInitialized() != 0;
+}
+
+}  // namespace memleak
+
+extern "C" {
+
+using namespace memleak;
+
+// Reserves address space at a fixed place, so that addresses are the same in every run. 0: it is there and can hold
+// values; 1: it is there and cannot; 2: the system refuses.
+int memleak_card_space(uint64_t address, uint64_t bytes) {
+  void* const place = reinterpret_cast<void*>(address);
+  const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+  if (mmap(place, bytes, PROT_READ | PROT_WRITE, kind, -1, 0) == place) {
+    madvise(place, bytes, MADV_DONTDUMP);
+    return 0;
+  }
+  return mmap(place, bytes, PROT_NONE, kind, -1, 0) == place ? 1 : 2;
+}
+
+void memleak_card_refuse(const char* why) {
+  refusal = why;
+}
+
+int memleak_card_device(void) {
+  return current;
+}
+
+void memleak_card_set_device(int device) {
+  current = static_cast<Index>(device);
+}
+
+void memleak_card_facts(int device, int major, int minor, int processors, int prefers_cudnn) {
+  if (facts.size() <= static_cast<size_t>(device)) {
+    facts.resize(static_cast<size_t>(device) + 1);
+  }
+  facts[static_cast<size_t>(device)] = {major, minor, processors, prefers_cudnn != 0};
+}
+
+void memleak_card_on(int count, Take taking, Give giving) {
+  devices = static_cast<Index>(count);
+  take = taking;
+  give = giving;
+  if (operations != nullptr) {
+    return;
+  }
+  c10::impl::device_guard_impl_registry[static_cast<size_t>(kCard)].store(&guard);
+  void** const face = face_of_hooks();
+  their_face = *face;
+  *face = *reinterpret_cast<void**>(&hooks);
+  operations =
+      std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  operations->impl("empty.memory_format", TORCH_FN(empty));
+  operations->impl("empty_strided", TORCH_FN(empty_strided));
+  operations->impl("as_strided", TORCH_FN(as_strided));
+  operations->impl("view", TORCH_FN(view));
+  operations->impl("resize_", TORCH_FN(resize_));
+  operations->impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
+  kernels_on();
+}
+
+// Tensors that are still alive keep their memory and give it back as before.
+void memleak_card_off(void) {
+  if (operations == nullptr) {
+    return;
+  }
+  kernels_off();
+  operations.reset();
+  *face_of_hooks() = their_face;
+  devices = 0;
+  current = 0;
+}
+
+// The interpreter is about to end: what dies after it is not told.
+void memleak_card_end(void) {
+  give = nullptr;
+}
+}

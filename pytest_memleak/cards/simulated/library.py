@@ -1,0 +1,54 @@
+"""The native part of the simulated card."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from pytest_memleak.compiled import Compiled
+
+# What card.cpp includes.
+_PARTS = (
+    "attention.cpp",
+    "device.cpp",
+    "kernels.cpp",
+    "reduction.cpp",
+    "scratch.cpp",
+    "card.h",
+    "reduction.h",
+    "scratch.h",
+)
+_LIBRARY = Compiled(
+    "the simulated card",
+    "card",
+    (Path(__file__).with_name("card.cpp"),),
+    headers=tuple(Path(__file__).with_name(name) for name in _PARTS),
+    links=("c10", "torch_cpu"),
+)
+
+Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+Answer = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int, ctypes.c_char_p)
+
+
+def load() -> ctypes.PyDLL:
+    """Built if need be, which takes some twenty seconds once; `Unavailable` with the reason if that does not work."""
+    found = _LIBRARY.load()
+    signatures: dict[str, tuple[object, list[object]]] = {
+        "space": (ctypes.c_int, [ctypes.c_uint64, ctypes.c_uint64]),
+        "refuse": (None, [ctypes.c_char_p]),
+        "device": (ctypes.c_int, []),
+        "set_device": (None, [ctypes.c_int]),
+        "values": (None, [Answer, ctypes.c_int]),
+        "facts": (None, [ctypes.c_int] * 5),
+        "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
+        "release_workspaces": (None, []),
+        "take_over": (None, [ctypes.c_char_p, ctypes.c_char_p]),
+        "on": (None, [ctypes.c_int, Take, Give]),
+        "off": (None, []),
+        "end": (None, []),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(found, f"memleak_card_{name}")
+        function.restype, function.argtypes = result, arguments
+    return found

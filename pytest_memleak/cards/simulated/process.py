@@ -1,0 +1,97 @@
+"""The one simulation of this process: made when it is first wanted, on for as long as somebody needs the card.
+
+Tensors outlive the tests that the card was there for, so there is one for the whole process, and it stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pytest_memleak.cards.simulated.profiles import Profile
+from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.errors import MemleakError, Unavailable
+
+_KNOWN = "2.11 and 2.13"
+"""The releases of torch that its private parts were checked on."""
+_made: list[Simulation] = []
+_refused: list[str] = []
+
+
+def in_force() -> Simulation | None:
+    """The simulation that is on: then what torch says of accelerators is about this one."""
+    return next((simulation for simulation in _made if simulation.is_on), None)
+
+
+def simulation_of(cards: Sequence[Profile]) -> Simulation:
+    """Made if need be, which leaves it off; `Unavailable` says why this process cannot have it."""
+    if not _made:
+        if _refused:
+            raise Unavailable(_refused[0])
+        try:
+            _made.append(_make(cards))
+        except Unavailable as reason:
+            _refused.append(str(reason))  # it would be no different the next time, and takes as long
+            raise
+    names, wanted = [card.name for card in _made[0].cards], [card.name for card in cards]
+    if names != wanted:
+        raise Unavailable(
+            f"this process has simulated {', '.join(names)} before, and cannot change to {', '.join(wanted)}: "
+            "run them one after the other, each in its own process"
+        )
+    return _made[0]
+
+
+def _make(cards: Sequence[Profile]) -> Simulation:
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        raise Unavailable(
+            f"this machine has an accelerator ({kind}), and torch takes no simulated card beside it: use "
+            "--gpu-backend=auto or real, or hide the card (CUDA_VISIBLE_DEVICES= for one of NVIDIA)"
+        )
+    built_for = next((name for name in ("cuda", "hip") if getattr(torch.version, name, None)), None)
+    if built_for:
+        raise Unavailable(
+            f"torch {torch.__version__} is built for {built_for.upper()}, whose own kernels are in the way of a "
+            "simulated card: install torch's CPU build"
+        )
+    try:
+        made = Simulation(cards)
+        _begin(made)
+    except MemleakError:
+        raise
+    except Exception as error:  # torch's private parts are what it stands on: any error here means that they changed
+        raise Unavailable(
+            f"torch {torch.__version__} does not take the simulated card, which was checked on torch {_KNOWN}: "
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        ) from error
+    return made
+
+
+def _begin(made: Simulation) -> None:
+    """On for a moment: torch makes the threads of its backward passes once, for the devices that it knows by then."""
+    made.on()
+    try:
+        # What the simulation keeps on the CPU for random numbers is there before anybody counts: it is no test's leak.
+        start = torch.rand(1, device="cuda", requires_grad=True)
+        try:
+            start.clone().backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise Unavailable(
+                "a backward pass ran in this process before the simulated card was there, and torch makes the threads "
+                "for those only once: run with --gpu-backend=simulated, so that the card is there from the start, or "
+                "move that pass out of what is imported"
+            ) from error
+        finally:
+            del start
+        made.release_workspaces()
+        made.empty_cache()
+        made.unknowns.reset()
+        for index in range(len(made.cards)):
+            made.reset_peak(index)
+            made.reset_accumulated(index)
+    except BaseException:
+        made.off()
+        raise
+    made.off()

@@ -1,0 +1,67 @@
+"""The cards that can be simulated by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from pytest_memleak.budget.sizes import UNITS
+from pytest_memleak.errors import BadInput
+
+GIB = UNITS["GiB"]
+MIB = UNITS["MiB"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What of a card decides over memory."""
+
+    name: str
+    total: int
+    """What the driver calls the card's memory: less than what is sold."""
+    capability: tuple[int, int]
+    processors: int
+    context: int = 552_402_944
+    """What the driver and the context take before the first tensor."""
+
+    @property
+    def workspace(self) -> int:
+        """What torch gives cuBLAS for each thread's products."""
+        return 32 * MIB if self.capability[0] == 9 else 8 * MIB + 128 * 1024
+
+
+# Totals of cards that torch was seen to report; those without a figure are sold size less what the driver keeps.
+PROFILES = {
+    "rtx3090": Profile("NVIDIA GeForce RTX 3090", 25_438_126_080, (8, 6), 82),
+    "rtx4090": Profile("NVIDIA GeForce RTX 4090", 25_386_352_640, (8, 9), 128),
+    "t4": Profile("Tesla T4", 15_828_320_256, (7, 5), 40),
+    "a10g": Profile("NVIDIA A10G", 23_836_033_024, (8, 6), 80),
+    "l4": Profile("NVIDIA L4", 23_667_081_216, (8, 9), 58),
+    "a100-40g": Profile("NVIDIA A100-SXM4-40GB", 42_505_273_344, (8, 0), 108),
+    "a100-80g": Profile("NVIDIA A100-SXM4-80GB", 85_095_874_560, (8, 0), 108),
+    "h100": Profile("NVIDIA H100 80GB HBM3", 85_045_542_912, (9, 0), 132),
+    "h200": Profile("NVIDIA H200", 150_109_880_320, (9, 0), 132),
+}
+DEFAULT = "h200"
+MOST_CARDS = 8
+_SEVERAL = re.compile(r"(?P<count>\d+)x(?P<name>.*)", re.IGNORECASE)
+
+
+def profile_of(name: str) -> Profile:
+    if name.lower() not in PROFILES:
+        raise BadInput(f"{name!r} is no card that can be simulated: {', '.join(sorted(PROFILES))}")
+    return PROFILES[name.lower()]
+
+
+def cards_of(text: str) -> tuple[Profile, ...]:
+    """What ``simulated:…`` names: a card (``h100``), or several alike (``2xh100``); nothing is the default card."""
+    found = _SEVERAL.fullmatch(text.strip())
+    count, name = (found["count"], found["name"]) if found else ("1", text.strip())
+    if not 1 <= int(count) <= MOST_CARDS:
+        raise BadInput(f"{text!r}: 1 to {MOST_CARDS} cards can be simulated")
+    return (profile_of(name or DEFAULT),) * int(count)
+
+
+def of_size(total: int) -> Profile:
+    """The default card with another memory: what an expert would call a card of that size."""
+    return replace(PROFILES[DEFAULT], total=total)

@@ -1,0 +1,62 @@
+"""What a program is given where the simulated card has no value, and what becomes of the run then.
+
+What is small and comes from known values is computed for real (kernels.cpp): token ids, masks, positions, whole models
+if they are tiny. Everything else has a size and no content. A program that reads it gets a placeholder; one that
+decides something by it makes the run inconclusive, and the line is named.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import IntEnum
+
+from pytest_memleak.upstream.where import caller, shown
+
+PLACEHOLDER = 1.0
+"""What a program reads where a floating-point number is not known: a loss to log, a norm."""
+
+
+class Asked(IntEnum):
+    """What was asked for; as in kernels.cpp."""
+
+    NUMBER = 0
+    DECISION = 1
+    OPERATION = 2
+
+
+class Unknowns:
+    """What a program read without there being a value, by line."""
+
+    def __init__(self) -> None:
+        self.placeholders: Counter[str] = Counter()
+        """Numbers that were read, to be logged for instance."""
+        self.decisions: Counter[str] = Counter()
+        """Values that the program went by."""
+        self.operations: Counter[str] = Counter()
+        """Operations that torch has no shape function for."""
+
+    def reset(self) -> None:
+        for found in (self.placeholders, self.decisions, self.operations):
+            found.clear()
+
+    def answer(self, asked: int, what: bytes) -> float:
+        """The stand-in for a value; called from the native part."""
+        place = f"{shown(caller(past='__bool__'))} ({what.decode(errors='replace')})"
+        if asked == Asked.NUMBER:
+            self.placeholders[place] += 1
+            return PLACEHOLDER
+        (self.decisions if asked == Asked.DECISION else self.operations)[place] += 1
+        return 0.0
+
+    def doubt(self) -> str | None:
+        """Why the run cannot be believed, or None."""
+        if self.operations:
+            return f"the simulated card cannot run an operation: {_first(self.operations)}"
+        if self.decisions:
+            return f"the program went by a value that the simulated card does not have, at {_first(self.decisions)}"
+        return None
+
+
+def _first(found: Counter[str]) -> str:
+    first, *more = found
+    return f"{first} and {len(more)} more" if more else first

@@ -1,0 +1,168 @@
+"""What a program would take of a card that is not there: `pytest_memleak.predict`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from pytest_memleak.budget.sizes import format_size, parse_size
+from pytest_memleak.cards.simulated.process import in_force, simulation_of
+from pytest_memleak.cards.simulated.profiles import DEFAULT, PROFILES, Profile, cards_of, of_size, profile_of
+from pytest_memleak.errors import BadInput, Unavailable
+from pytest_memleak.ledger.at_peak import AtPeak, PeakContents, lines_of
+from pytest_memleak.meters import shared
+from pytest_memleak.wording import plural
+
+
+@dataclass(frozen=True)
+class PredictedCard:
+    """The card that a predicted program is given."""
+
+    name: str
+    total: int
+    """Its size in bytes, as the program is told."""
+    device: str = "cuda:0"
+    backend: str = "simulated"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes that were predicted, none of them measured."""
+
+    card: PredictedCard
+    fits: bool
+    """False if the program ended with torch.OutOfMemoryError."""
+    requested_peak: int
+    allocated_peak: int
+    reserved_peak: int
+    requested: int
+    """Held when the program had returned, with what it returned."""
+    allocated: int
+    reserved: int
+    host_peak: int
+    """The most CPU tensors that were alive at a time, over those that were there before."""
+    at_peak: tuple[AtPeak, ...]
+    """What was alive when most was allocated, by line, the largest first."""
+    refusal: str = ""
+    """What torch said if it does not fit."""
+    refused: int = 0
+    """How many allocations were refused, whether or not the program caught that."""
+    doubt: str | None = None
+    """Why the program may go another way on a real card; then none of the numbers can be relied on."""
+    placeholders: int = 0
+    """Numbers that the program read and that nobody knows: a loss to log, a norm."""
+
+    def __str__(self) -> str:
+        rows = {
+            "requested": (self.requested_peak, self.requested),
+            "allocated": (self.allocated_peak, self.allocated),
+            "reserved": (self.reserved_peak, self.reserved),
+        }
+        lines = [f"predicted for {self.card.name} ({format_size(self.card.total)}): {self.verdict}"]
+        for name, (peak, end) in rows.items():
+            lines.append(f"  {name + ' peak':<14} {format_size(peak):>10}, {format_size(end)} at the end")
+        lines.append(f"  {'host peak':<14} {format_size(self.host_peak):>10} of CPU tensors")
+        if self.refusal:
+            lines.append(f"  {in_short(self.refusal)}")
+        if self.placeholders:
+            count = plural(self.placeholders, "value that was", "values that were")
+            lines.append(f"  {count} read and that nobody knows: placeholders")
+        if self.at_peak:
+            lines += ["  alive when most was allocated:", *(f"    {line}" for line in lines_of(self.at_peak))]
+        return "\n".join(lines)
+
+    @property
+    def verdict(self) -> str:
+        if self.doubt:
+            return f"INCONCLUSIVE: {self.doubt}"
+        return "fits" if self.fits else "does not fit"
+
+
+def predict(fn: Callable[[PredictedCard], object], card: str | int = DEFAULT) -> Prediction:
+    """Runs `fn` on a simulated card in this process: no GPU is needed, and torch is left as it was.
+
+    `card` is a size (`"24G"`: all of it can be had) or the name of a card (`"rtx3090"`: less what its context takes).
+    """
+    return predict_on(fn, profile_for(card))
+
+
+def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Prediction:
+    """The same on a card that need not have a name."""
+    if in_force():
+        raise Unavailable(
+            "a simulated card is there already, whose caps and readings a prediction would get mixed up with: this "
+            "program runs on it as it is, so call it directly and read or limit what it takes (measure, max_peak)"
+        )
+    given = PredictedCard(profile.name, profile.total)
+    simulation = simulation_of(cards_of(""))
+    with _torch_as_it_was(), simulation.other_cards([profile]):
+        allocator = simulation.allocator(0)
+        contents = PeakContents(allocator)
+        window = shared.cpu_tensors().window()
+        window.open()
+        stop = allocator.observe(contents.see)
+        try:
+            kept, refusal = _run(fn, given)
+        finally:
+            stop()
+            host = window.close()
+        gc.collect()
+        held = {"requested": allocator.requested, "allocated": allocator.allocated, "reserved": allocator.reserved}
+        at_peak = contents.lines()
+        del kept
+        gc.collect()  # what it made must not outlive the card
+        return Prediction(
+            card=given,
+            fits=not refusal,
+            **{f"{name}_peak": level for name, level in contents.peaks.items()},
+            **held,
+            host_peak=host.peak["allocated"] - host.base["allocated"],
+            at_peak=at_peak,
+            refusal=refusal,
+            refused=contents.refused,
+            doubt=simulation.unknowns.doubt(),
+            placeholders=sum(simulation.unknowns.placeholders.values()),
+        )
+
+
+def in_short(refusal: str) -> str:
+    """What was asked for and what was left; torch's advice and its other figures can be done without."""
+    return re.split(r"(?<=free\.) ", refusal)[0]
+
+
+def profile_for(card: str | int) -> Profile:
+    """The card that a user means by a size or a name."""
+    if isinstance(card, str) and card.lower() in PROFILES:
+        return profile_of(card)
+    try:
+        size = parse_size(card)
+    except BadInput as error:
+        raise BadInput(
+            f"card={card!r} is neither a size nor a card that can be simulated ({', '.join(sorted(PROFILES))}): {error}"
+        ) from None
+    return replace(of_size(size), name=f"a card of {format_size(size)}", context=0)
+
+
+def _run(fn: Callable[[PredictedCard], object], card: PredictedCard) -> tuple[object, str]:
+    """What it returned, or torch's words if the card was too small. The error itself would keep tensors alive."""
+    try:
+        return fn(card), ""
+    except torch.OutOfMemoryError as error:
+        return None, str(error).partition("\n")[0]
+
+
+@contextlib.contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """What a program sets for the whole process and may leave so."""
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(gradients)

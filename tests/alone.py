@@ -1,0 +1,20 @@
+"""Tests that need a process to themselves: torch makes its threads for backward passes once, for the devices it knows
+by then, and in this process tests have made them already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def run_alone(pytester: pytest.Pytester, file: Path) -> None:
+    """Runs a file of tests on the simulated card; skipped where there is a real one."""
+    if torch.accelerator.is_available() or torch.version.cuda or torch.version.hip:
+        pytest.skip("no card is simulated beside a real one, nor by a torch that is built for one")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", "-ra", str(file))
+    outcomes = result.parseoutcomes()
+    assert outcomes.pop("warnings", 0) >= 0
+    assert list(outcomes) == ["passed"], "\n".join(result.outlines)

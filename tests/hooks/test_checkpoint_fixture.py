@@ -1,0 +1,43 @@
+"""The fixture `checkpoint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+
+pytest.importorskip("transformers")
+
+_PROJECT = """
+    import pathlib, pytest, transformers
+
+    CONFIG = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=2000)
+
+    @pytest.fixture(scope="module")
+    def folder(checkpoint):
+        return checkpoint(transformers.LlamaConfig(**CONFIG))
+
+    def test_is_made_once(checkpoint, folder):
+        pathlib.Path("made.txt").write_text(str(folder))
+        config = transformers.LlamaConfig(**CONFIG)
+        assert checkpoint(config) == folder
+        assert checkpoint(config, sparse=True) != folder
+        assert checkpoint(config, dtype="float16") != folder
+
+    @pytest.mark.max_peak("fp32_size")
+    def test_is_loaded_and_not_counted(checkpoint, card):
+        # Made within the test: the names in its limit are about the model that is loaded, and making it took nothing.
+        config = transformers.LlamaConfig(**CONFIG | {"vocab_size": 8000})
+        folder = checkpoint(config, dtype="bfloat16")
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16", device_map=card.device)
+        assert model.device.type == card.device.partition(":")[0]
+"""
+
+
+def test_checkpoints_are_made_once_and_gone_at_the_end(run: Run, pytester: pytest.Pytester) -> None:
+    run(_PROJECT).assert_outcomes(passed=2)
+    made = Path((pytester.path / "made.txt").read_text())
+    assert made.name.startswith("llama-")
+    assert not made.parent.exists()
