@@ -150,7 +150,7 @@ def operations() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"nonzero {count}", lambda n=count: torch.ones(n, dtype=torch.bool, device="cuda").nonzero()
         yield f"masked_select {count}", lambda n=count: tensor(n)[torch.ones(n, dtype=torch.bool, device="cuda")]
         yield f"unique {count}", lambda n=count: torch.arange(n, device="cuda").unique()
-        yield f"multinomial {count}", lambda n=min(count, 100_000): torch.multinomial(torch.ones(n, device="cuda"), 1)
+        yield f"multinomial {count}", lambda n=count: torch.multinomial(torch.ones(min(n, 100_000), device="cuda"), 1)
         yield (
             f"index_put {count}",
             lambda n=count: torch.zeros(n, device="cuda").index_put_(

@@ -24,11 +24,15 @@ def shown(simulation: Simulation) -> Iterator[None]:
     """Until the end the card is there for whoever asks."""
     with contextlib.ExitStack() as undo:
         for owner, name, value in _answers(simulation):
-            undo.enter_context(Patch(owner, name, lambda found, value=value: value, own=True))
+            undo.enter_context(Patch(owner, name, _always(value), own=True))
         # torch counts once, and writes it down itself.
         undo.callback(setattr, torch.cuda, "_cached_device_count", torch.cuda._cached_device_count)
         torch.cuda._cached_device_count = None
         yield
+
+
+def _always(value: Any) -> Callable[[Any], Any]:
+    return lambda found: value
 
 
 def _answers(simulation: Simulation) -> Iterator[tuple[Any, str, Any]]:
