@@ -7,7 +7,9 @@ few KB, and reading it gives zeros.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import json
 import math
 import zlib
@@ -51,7 +53,8 @@ def make_checkpoint(
             f"this {type(config).__name__} describes a checkpoint that is quantized already, which cannot be made "
             "here; take quantization_config out of it, and quantize when the checkpoint is loaded"
         )
-    config.dtype = getattr(torch, dtype)
+    # Releases before 4.56 know it by its old name alone.
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", getattr(torch, dtype))
     model = _described(config)
     config.architectures = [type(model).__name__]
     tensors = _as_saved(model)
@@ -87,6 +90,9 @@ def _described(config: Any) -> nn.Module:
     import torch
     import transformers
 
+    # What is imported while meta is the default device makes its own tensors there; older releases of torch fail so.
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
     refused = ""
     for name in _HEADS:
         try:

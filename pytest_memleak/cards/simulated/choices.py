@@ -39,6 +39,20 @@ _OWN_KERNELS = (
     "split_with_sizes_copy.out",
 )
 _FOREACH = "aten::_foreach_"
+# What device.cpp and kernels.cpp register by themselves.
+_NATIVE = frozenset(
+    f"aten::{name}"
+    for name in (
+        "empty.memory_format",
+        "empty_strided",
+        "as_strided",
+        "view",
+        "resize_",
+        "set_.source_Storage_storage_offset",
+        "copy_",
+        "_local_scalar_dense",
+    )
+)
 # Their kernels for cards call CUDA code of their own; they say what shape their results have.
 _LIBRARIES = ("bitsandbytes",)
 # From here on torch's wheels come with a cuDNN that it prefers for attention (newer than 9.15).
@@ -62,7 +76,7 @@ class Choices:
                 if f"aten::{name}" in known:
                     self._take_over(f"aten::{name}")
             for name in known:
-                if name.startswith((_FOREACH, *(f"{library}::" for library in _LIBRARIES))):
+                if name.startswith((_FOREACH, *(f"{library}::" for library in _LIBRARIES))) or _needs_cuda(name):
                     self._take_over(name)
             undo.enter_context(Patch(torch.library, "register_kernel", self._without_cuda))
             self._undo = undo.pop_all()
@@ -91,6 +105,11 @@ class Choices:
             return registered
 
         return register_kernel
+
+
+def _needs_cuda(name: str) -> bool:
+    """A torch that is built for CUDA has kernels of its own, which would look for a driver."""
+    return name not in _NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
 
 
 def _prefers_cudnn(card: Profile) -> bool:

@@ -68,7 +68,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void uncheckedSetDevice(c10::Device device) const noexcept override {
     current = device.index();
   }
-  c10::Stream getStream(c10::Device device) const override {
+  c10::Stream getStream(c10::Device device) const noexcept override {
     return c10::Stream(c10::Stream::DEFAULT, device);
   }
   c10::Stream getDefaultStream(c10::Device device) const override {
@@ -80,7 +80,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getNewStream(c10::Device device, int = 0) const override {
     return getStream(device);
   }
-  c10::Stream exchangeStream(c10::Stream stream) const override {
+  c10::Stream exchangeStream(c10::Stream stream) const noexcept override {
     return getStream(stream.device());
   }
   Index deviceCount() const noexcept override {
@@ -150,10 +150,11 @@ CardMemory memory;
 
 struct Hooks final : at::CUDAHooksInterface {
   void init() const override {}
-  bool isBuilt() const override {
+  // Not marked as overriding: torch has asked for these two since 2.7.
+  bool isBuilt() const {
     return true;
   }
-  bool isAvailable() const override {
+  bool isAvailable() const {
     return devices > 0;
   }
   bool hasCUDA() const override {

@@ -13,7 +13,7 @@ from pytest_memleak.cards.simulated.profiles import Profile
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.errors import MemleakError, Unavailable
 
-_KNOWN = "2.11 and 2.13"
+_KNOWN = "2.6 (built for CUDA) and 2.13 (for the CPU)"
 """The releases of torch that its private parts were checked on."""
 _made: list[Simulation] = []
 _refused: list[str] = []
@@ -50,11 +50,10 @@ def _make(cards: Sequence[Profile]) -> Simulation:
             f"this machine has an accelerator ({kind}), and torch takes no simulated card beside it: use "
             "--gpu-backend=auto or real, or hide the card (CUDA_VISIBLE_DEVICES= for one of NVIDIA)"
         )
-    built_for = next((name for name in ("cuda", "hip") if getattr(torch.version, name, None)), None)
-    if built_for:
+    if torch.version.hip:
         raise Unavailable(
-            f"torch {torch.__version__} is built for {built_for.upper()}, whose own kernels are in the way of a "
-            "simulated card: install torch's CPU build"
+            f"torch {torch.__version__} is built for ROCm, and the simulated card is one of CUDA: install torch's CPU "
+            "build"
         )
     try:
         made = Simulation(cards)
