@@ -118,8 +118,9 @@ class Measurement:
             # pytest drops it as well, but after the window has opened: it would look like memory that a test gave back.
             garbage.drop_last_exception()
         garbage.settle()
-        # They would make a test's numbers depend on which tests ran before it.
-        release_workspaces()
+        if self._leaks or self.plan.peak is not None:
+            # They would make a test's numbers depend on which tests ran before it.
+            release_workspaces()
 
     def _open_windows(self) -> None:
         for gauge in self._gauges:

@@ -49,6 +49,7 @@ _NATIVE = frozenset(
         "view",
         "resize_",
         "set_.source_Storage_storage_offset",
+        "set_.source_Storage",
         "copy_",
         "_local_scalar_dense",
     )

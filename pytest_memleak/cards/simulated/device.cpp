@@ -286,6 +286,12 @@ at::Tensor& set_storage(
   return self;
 }
 
+// As torch has it: all of the storage, as one row.
+at::Tensor& set_whole_storage(at::Tensor& self, c10::Storage source) {
+  const auto size = static_cast<int64_t>(source.nbytes() / self.dtype().itemsize());
+  return set_storage(self, std::move(source), 0, {size}, {});
+}
+
 std::unique_ptr<torch::Library> operations;
 
 }  // namespace
@@ -386,6 +392,7 @@ void memleak_card_on(int count, Take taking, Give giving) {
   operations->impl("view", TORCH_FN(view));
   operations->impl("resize_", TORCH_FN(resize_));
   operations->impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
+  operations->impl("set_.source_Storage", TORCH_FN(set_whole_storage));
   kernels_on();
 }
 

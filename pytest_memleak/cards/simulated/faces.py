@@ -43,6 +43,8 @@ def _answers(simulation: Simulation) -> Iterator[tuple[Any, str, Any]]:
             yield torch._C, f"_accelerator_{name}", value
     cuda = torch.cuda
     yield cuda, "_initialized", True
+    # The driver's own library is not to be asked.
+    yield cuda, "_device_count_nvml", lambda: -1
     # Taken by name when torch.cuda was imported.
     yield cuda.graphs, "_cuda_isCurrentStreamCapturing", lambda: False
     yield cuda, "_lazy_init", lambda: None
