@@ -30,7 +30,8 @@ class Profile:
         return 32 * MIB if self.capability[0] == 9 else 8 * MIB + 128 * 1024
 
 
-# Totals of cards that torch was seen to report; those without a figure are sold size less what the driver keeps.
+# The H200 was looked at. The totals of the others are what such cards are known to report: they vary with the driver,
+# and were not read on a card for this list.
 PROFILES = {
     "rtx3090": Profile("NVIDIA GeForce RTX 3090", 25_438_126_080, (8, 6), 82),
     "rtx4090": Profile("NVIDIA GeForce RTX 4090", 25_386_352_640, (8, 9), 128),
