@@ -24,8 +24,6 @@ from pytest_memleak.ledger.sweep import alike
 from pytest_memleak.wording import plural, size
 
 _UNKNOWN = "held from C++ or unknown"
-# Of holders alike: each of their names costs a search.
-_EXAMPLES = 8
 _UNTRACED = "not traced: "
 _ROUNDING = 512  # bytes up to which a device's allocator rounds each block
 
@@ -178,10 +176,7 @@ class _Explanation:
         link = self._link(key, holder)
         if link is not None:
             alike_keys = [other for other in self._pending if self._same_link(link, self._link(other))]
-            # Objects are found in any order, and the line is to be the same in every run.
-            some = [one for other in alike_keys[:_EXAMPLES] if (one := self._link(other)) is not None]
-            text = min(map(self._link_text, [link, *some]), key=lambda text: (len(text), text))
-            self._settle(text, [key, *alike_keys], example=True)
+            self._settle(self._link_text(link), [key, *alike_keys], example=True)
         elif holder.kind == "cycle":
             self._settle(self._cycle_text(holder), [key, *self._storages_held_by(holder.ancestors)])
         elif holder.kind == "unfinished":
