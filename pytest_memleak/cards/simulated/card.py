@@ -9,6 +9,7 @@ from dataclasses import replace
 from pytest_memleak.cards.capping import capped
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
@@ -32,6 +33,7 @@ class SimulatedCard:
 
     def begin(self) -> None:
         self._simulation.unknowns.reset()
+        self._simulation.schedule.reset()
 
     def gauges(self) -> list[SharedGauge]:
         simulation = self._simulation
@@ -57,13 +59,8 @@ class SimulatedCard:
         return self._simulation.unknowns.doubt()
 
     def remarks(self) -> tuple[str, ...]:
-        placeholders = self._simulation.unknowns.placeholders
-        if not placeholders:
-            return ()
-        first, *more = placeholders
-        rest = f" and {plural(len(more), 'other line')}" if more else ""
-        count = plural(sum(placeholders.values()), "value that was", "values that were")
-        return (f"{count} read and that nobody knows: placeholders, at {first}{rest}",)
+        simulation = self._simulation
+        return tuple(filter(None, (_placeholders_of(simulation.unknowns), simulation.schedule.remark())))
 
     def info(self, cap: Cap | None) -> CardInfo:
         card, count = self._simulation.cards[0], len(self._simulation.cards)
@@ -99,3 +96,12 @@ class SimulatedCard:
         )
         for index, total in enumerate(totals):
             simulation.allocator(index).total = total
+
+
+def _placeholders_of(unknowns: Unknowns) -> str | None:
+    if not unknowns.placeholders:
+        return None
+    first, *more = unknowns.placeholders
+    rest = f" and {plural(len(more), 'other line')}" if more else ""
+    count = plural(sum(unknowns.placeholders.values()), "value that was", "values that were")
+    return f"{count} read and that nobody knows: placeholders, at {first}{rest}"

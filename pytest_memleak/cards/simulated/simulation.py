@@ -19,6 +19,7 @@ from pytest_memleak.cards.allocator.settings import from_environment
 from pytest_memleak.cards.simulated import faces, library
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
+from pytest_memleak.cards.simulated.schedule import Schedule
 from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.errors import Unavailable
 
@@ -39,6 +40,7 @@ class Simulation:
         atexit.register(self._native.memleak_card_end)
         self._become(cards, _allocators(cards), range(len(cards)))
         self.unknowns = Unknowns()
+        self.schedule = Schedule()
         self._answer = library.Answer(self.unknowns.answer)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
@@ -63,6 +65,7 @@ class Simulation:
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
             undo.enter_context(self._choices)
+            undo.enter_context(self.schedule)
             self._undo = undo.pop_all()
 
     def off(self) -> None:
@@ -75,14 +78,15 @@ class Simulation:
     def other_cards(self, cards: Sequence[Profile]) -> Iterator[None]:
         """Until the end the process has these, empty ones, and they are on. What lives on its own is left alone."""
         own, was_on, at = (self.cards, self._allocators, self._places), self.is_on, self.current()
-        known = (self.unknowns.placeholders, self.unknowns.decisions, self.unknowns.operations)
-        before = [Counter(found) for found in known]
+        noticed, jobs = self.unknowns.noticed, self.schedule.jobs
+        before = [Counter(found) for found in noticed]
         self.off()
         self.release_workspaces()
         try:
             allocators = _allocators(cards)
             self._become(cards, allocators, [self._place_for(allocator) for allocator in allocators])
             self.unknowns.reset()
+            self.schedule.reset()
             self.set_current(0)
             self.on()
             yield
@@ -90,9 +94,10 @@ class Simulation:
             self.off()
             self.release_workspaces()
             self._become(*own)
-            for found, earlier in zip(known, before, strict=True):
+            for found, earlier in zip(noticed, before, strict=True):
                 found.clear()
                 found.update(earlier)
+            self.schedule.jobs = jobs
             if was_on:
                 self.on()
                 self.set_current(at)

@@ -35,8 +35,12 @@ class Unknowns:
         self.operations: Counter[str] = Counter()
         """Operations that torch has no shape function for."""
 
+    @property
+    def noticed(self) -> tuple[Counter[str], ...]:
+        return self.placeholders, self.decisions, self.operations
+
     def reset(self) -> None:
-        for found in (self.placeholders, self.decisions, self.operations):
+        for found in self.noticed:
             found.clear()
 
     def answer(self, asked: int, what: bytes) -> float:
