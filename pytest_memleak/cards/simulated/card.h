@@ -1,4 +1,4 @@
-// What the files of the simulated card share. See device.cpp, kernels.cpp and attention.cpp.
+// What the files of the simulated card share. Each part has a header of its own where it has more to say.
 
 #pragma once
 
@@ -37,14 +37,8 @@ struct Facts {
   int major = 0;
   int minor = 0;
   int processors = 0;
+  int threads = 0;  // what one processor holds at once
   bool prefers_cudnn = false;  // for attention
-
-  // What one processor holds at once.
-  int threads() const {
-    const bool turing = major == 7 && minor == 5;
-    const bool smaller = (major == 8 && minor >= 6) || major == 12;
-    return turing ? 1024 : (smaller ? 1536 : 2048);
-  }
 };
 
 const Facts& facts_of(c10::DeviceIndex device);
@@ -87,6 +81,8 @@ void attention_off();
 
 void kernels_on();
 void kernels_off();
+
+// ---- values.cpp
 
 // A block went back to the card: its values are gone.
 void forget_values(void* address);

@@ -39,7 +39,7 @@ _OWN_KERNELS = (
     "split_with_sizes_copy.out",
 )
 _FOREACH = "aten::_foreach_"
-# What device.cpp and kernels.cpp register by themselves.
+# What the native part registers by itself.
 _NATIVE = frozenset(
     f"aten::{name}"
     for name in (
@@ -70,7 +70,8 @@ class Choices:
 
     def __enter__(self) -> Choices:
         for index, card in enumerate(self._cards):
-            self._native.memleak_card_facts(index, *card.capability, card.processors, _prefers_cudnn(card))
+            facts = (*card.capability, card.processors, card.threads, _prefers_cudnn(card))
+            self._native.memleak_card_facts(index, *facts)
         with contextlib.ExitStack() as undo:
             known = frozenset(torch._C._dispatch_get_all_op_names())
             for name in _OWN_KERNELS:

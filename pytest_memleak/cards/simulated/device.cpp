@@ -366,11 +366,11 @@ void memleak_card_set_device(int device) {
   current = static_cast<Index>(device);
 }
 
-void memleak_card_facts(int device, int major, int minor, int processors, int prefers_cudnn) {
+void memleak_card_facts(int device, int major, int minor, int processors, int threads, int prefers_cudnn) {
   if (facts.size() <= static_cast<size_t>(device)) {
     facts.resize(static_cast<size_t>(device) + 1);
   }
-  facts[static_cast<size_t>(device)] = {major, minor, processors, prefers_cudnn != 0};
+  facts[static_cast<size_t>(device)] = {major, minor, processors, threads, prefers_cudnn != 0};
 }
 
 void memleak_card_on(int count, Take taking, Give giving) {

@@ -10,13 +10,24 @@ from pytest_memleak.compiled import Compiled
 # What card.cpp includes.
 _PARTS = (
     "attention.cpp",
+    "call.cpp",
+    "certain.cpp",
+    "copies.cpp",
     "device.cpp",
     "kernels.cpp",
+    "operation.cpp",
     "reduction.cpp",
     "scratch.cpp",
+    "shapes.cpp",
+    "values.cpp",
+    "workspaces.cpp",
+    "call.h",
     "card.h",
+    "kernels.h",
+    "operation.h",
     "reduction.h",
     "scratch.h",
+    "values.h",
 )
 _LIBRARY = Compiled(
     "the simulated card",
@@ -40,7 +51,7 @@ def load() -> ctypes.PyDLL:
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
         "values": (None, [Answer, ctypes.c_int]),
-        "facts": (None, [ctypes.c_int] * 5),
+        "facts": (None, [ctypes.c_int] * 6),
         "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
         "release_workspaces": (None, []),
         "take_over": (None, [ctypes.c_char_p, ctypes.c_char_p]),

@@ -25,6 +25,13 @@ class Profile:
     """What the driver and the context take before the first tensor."""
 
     @property
+    def threads(self) -> int:
+        """What one processor holds at once."""
+        if self.capability == (7, 5):
+            return 1024
+        return 1536 if (8, 6) <= self.capability < (9, 0) or self.capability[0] == 12 else 2048
+
+    @property
     def workspace(self) -> int:
         """What torch gives cuBLAS for each thread's products."""
         return 32 * MIB if self.capability[0] == 9 else 8 * MIB + 128 * 1024

@@ -110,7 +110,7 @@ Shared shared_by_blocks(const Reduced& reduced, int64_t input_bytes, int64_t acc
   }
   input_step *= height;
   const int64_t grid = up(reduced.outputs / at_once, output_step);
-  const int64_t full_grid = card.processors * (card.threads() / (width * height));
+  const int64_t full_grid = card.processors * (card.threads / (width * height));
   const int64_t values = up(reduced.inputs, input_step);
   if (values < kMostValues || grid > full_grid) {
     return {};

@@ -115,8 +115,10 @@ class Simulation:
         """One in which nothing is alive any more."""
         for place in range(MOST_CARDS, 2 * MOST_CARDS):
             last = self._last_in.get(place)
-            if last is None and self._space(place) < self._holds_values:
-                break
+            if last is None:
+                holds_values = self._space(place)  # it is taken in any case
+                if self._holds_values and not holds_values:
+                    break
             if last is None or not last.allocated:
                 self._last_in[place] = allocator
                 return place
@@ -178,7 +180,7 @@ class Simulation:
             multi_processor_count=card.processors,
             is_integrated=0,
             is_multi_gpu_board=0,
-            max_threads_per_multi_processor=2048,
+            max_threads_per_multi_processor=card.threads,
             warp_size=32,
             regs_per_multiprocessor=65536,
             shared_memory_per_block=49152,

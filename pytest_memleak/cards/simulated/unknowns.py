@@ -1,6 +1,6 @@
 """What a program is given where the simulated card has no value, and what becomes of the run then.
 
-What is small and comes from known values is computed for real (kernels.cpp): token ids, masks, positions, whole models
+What is small and comes from known values is computed for real (values.cpp): token ids, masks, positions, whole models
 if they are tiny. Everything else has a size and no content. A program that reads it gets a placeholder; one that
 decides something by it makes the run inconclusive, and the line is named.
 """
@@ -17,7 +17,7 @@ PLACEHOLDER = 1.0
 
 
 class Asked(IntEnum):
-    """What was asked for; as in kernels.cpp."""
+    """What was asked for; as in values.h."""
 
     NUMBER = 0
     DECISION = 1

@@ -1,0 +1,176 @@
+// An operation run on other tensors than its own: on tensors without memory for the shapes of its results, on the CPU for
+// their values.
+
+#include "call.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/as_strided.h>
+#include <ATen/ops/empty_strided.h>
+
+namespace memleak {
+
+Call::Call(const c10::OperatorHandle& op, const Operation& operation, at::ArrayRef<c10::IValue> arguments)
+    : op_(op), operation_(operation), arguments_(arguments), device_(kCard, current_device()) {
+  bool found = false;
+  for (const c10::IValue& argument : arguments) {
+    each_tensor(argument, [&](const at::Tensor& tensor) {
+      if (!found && on_card(tensor)) {
+        device_ = tensor.device();
+        found = true;
+      }
+    });
+    if (!found && argument.isDevice() && argument.toDevice().type() == kCard && argument.toDevice().has_index()) {
+      device_ = argument.toDevice();
+    }
+  }
+}
+
+Stack Call::on_meta() {
+  Stack stack;
+  for (const c10::IValue& argument : arguments_) {
+    stack.push_back(changed(argument, [&](const c10::IValue& value) { return shadow(value); }));
+  }
+  try {
+    op_.callBoxed(&stack);
+  } catch (const c10::NotImplementedError&) {
+    return without_shape_function();
+  }
+  return stack;
+}
+
+Stack Call::on_cpu() const {
+  Stack stack;
+  for (const c10::IValue& argument : arguments_) {
+    stack.push_back(changed(argument, [](const c10::IValue& value) -> c10::IValue {
+      if (value.isTensor()) {
+        return on_card(value.toTensor()) ? values_of(value.toTensor()) : value.toTensor();
+      }
+      if (value.isDevice()) {
+        return value.toDevice().type() == kCard ? c10::Device(at::kCPU) : value.toDevice();
+      }
+      return c10::IValue();  // a generator of the card
+    }));
+  }
+  op_.callBoxed(&stack);
+  return stack;
+}
+
+Stack Call::on_card_again(const Stack& found) {
+  Stack results(found.size());
+  for (const size_t index : operation_.order) {
+    if (operation_.cudnn_attention && index == 1 && !arguments_[4].toBool()) {
+      results[index] = at::Tensor();  // the logarithms of the sums are for a backward pass
+      continue;
+    }
+    if (index >= operation_.on_cpu_from && found[index].isTensor()) {
+      const at::Tensor& one = found[index].toTensor();
+      results[index] = at::empty_strided(one.sizes(), one.strides(), one.options().device(at::kCPU));
+      continue;
+    }
+    const int view = operation_.view_of[index];
+    results[index] = changed(found[index], [&](const c10::IValue& value) -> c10::IValue {
+      return value.isTensor() ? result(value.toTensor(), view) : value;
+    });
+    if (operation_.scratch.with_result != nullptr) {
+      operation_.scratch.with_result({op_.schema(), arguments_, results}, index);
+    }
+  }
+  return results;
+}
+
+bool Call::all_known() const {
+  int64_t elements = 0;
+  bool found = true;
+  each_read([&](const at::Tensor& tensor) {
+    elements += tensor.numel();
+    found = found && elements <= kMostElements && knows(tensor);
+  });
+  return found;
+}
+
+bool Call::is_argument(const at::Tensor& tensor) const {
+  return std::any_of(originals_.begin(), originals_.end(), [&](const auto& entry) {
+    return entry.second.is_same(tensor);
+  });
+}
+
+c10::IValue Call::shadow(const c10::IValue& value) {
+  if (value.isGenerator()) {
+    return c10::IValue();
+  }
+  if (value.isDevice()) {
+    return value.toDevice().type() == kCard ? c10::Device(at::kMeta) : value.toDevice();
+  }
+  const at::Tensor& tensor = value.toTensor();
+  if (!tensor.defined()) {
+    return tensor;
+  }
+  if (on_card(tensor)) {
+    for (const auto& [one, original] : originals_) {
+      if (original.is_same(tensor)) {
+        return one;
+      }
+    }
+    at::Tensor one = at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+    originals_.emplace_back(one, tensor);
+    return one;
+  }
+  if (tensor.device().is_cpu() && tensor.dim() > 0) {
+    TORCH_CHECK(
+        operation_.takes_cpu,
+        "Expected all tensors to be on the same device, but found at least two devices, ",
+        device_,
+        " and cpu! (in ",
+        op_.schema().name(),
+        ")");
+    return at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+  }
+  return tensor;
+}
+
+at::Tensor Call::result(const at::Tensor& found, int view) {
+  if (!found.defined()) {
+    return found;
+  }
+  for (const auto& [one, original] : originals_) {
+    if (one.is_same(found)) {
+      if (original.sizes() != found.sizes()) {
+        original.resize_(found.sizes());
+      }
+      return original;
+    }
+  }
+  if (!found.is_meta()) {
+    return found;
+  }
+  if (view >= 0 && arguments_[view].isTensor()) {
+    const at::Tensor& base = arguments_[view].toTensor();
+    return at::as_strided(
+        base, found.sizes(), found.strides(), base.storage_offset() + found.storage_offset());
+  }
+  return empty_strided_on(device_, found.sizes(), found.strides(), found.scalar_type());
+}
+
+// An operation that only writes to its arguments has the shapes it was given.
+Stack Call::without_shape_function() {
+  Stack results;
+  const auto& returns = op_.schema().returns();
+  size_t next = 0;
+  for (size_t index = 0; index < returns.size(); ++index) {
+    const c10::AliasInfo* const alias = returns[index].alias_info();
+    while (next < arguments_.size() && !operation_.is_written[next]) {
+      ++next;
+    }
+    if (alias == nullptr || !alias->isWrite() || next == arguments_.size()) {
+      const std::string name = c10::toString(op_.operator_name());
+      ask(Asked::kOperation, name);
+      C10_THROW_ERROR(
+          NotImplementedError,
+          "the simulated card cannot run " + name + ": this torch has no shape function for it");
+    }
+    results.push_back(changed(arguments_[next++], [&](const c10::IValue& value) { return shadow(value); }));
+  }
+  return results;
+}
+
+}  // namespace memleak

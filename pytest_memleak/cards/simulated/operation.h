@@ -1,0 +1,37 @@
+// What the schema of an operation says about it, and what its name does. See operation.cpp.
+
+#pragma once
+
+#include "scratch.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+namespace memleak {
+
+struct Operation {
+  std::string name;
+  std::vector<bool> is_read;
+  std::vector<bool> is_written;
+  std::vector<int> view_of;  // for each result the argument that it is a view of, or -1
+  std::vector<size_t> order;  // in which the results get their memory
+  bool random = false;
+  bool shape_from_values = false;
+  bool takes_cpu = false;
+  bool product = false;
+  bool only_views = false;
+  bool cudnn_attention = false;
+  size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
+  Scratch scratch;
+};
+
+bool one_of(const std::string& name, std::initializer_list<const char*> names);
+
+// Read once, kept for good.
+const Operation& look_up(const c10::OperatorHandle& op);
+
+}  // namespace memleak

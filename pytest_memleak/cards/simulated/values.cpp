@@ -1,0 +1,118 @@
+// Values on the simulated card: which storages have them, and what becomes of a question that they cannot answer.
+
+#include "values.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/from_blob.h>
+
+#include <unordered_set>
+
+namespace memleak {
+namespace values {
+
+using Unknown = double (*)(int asked, const char* what);
+
+Unknown unknown = nullptr;
+bool possible = false;
+std::mutex known_mutex;
+std::unordered_set<const void*> known;
+
+std::mutex& randomness_mutex() {
+  static std::mutex* const one = new std::mutex();
+  return *one;
+}
+
+// The state of the card's own random numbers; undefined before the first of them.
+at::Tensor& randomness() {
+  static at::Tensor* const state = new at::Tensor();
+  return *state;
+}
+
+}  // namespace values
+
+std::string described(const at::Tensor& tensor) {
+  std::string text = c10::toString(tensor.scalar_type());
+  text += " [";
+  for (size_t index = 0; index < static_cast<size_t>(tensor.dim()); ++index) {
+    text += (index ? ", " : "") + std::to_string(tensor.size(static_cast<int64_t>(index)));
+  }
+  return text + "]";
+}
+
+double ask(Asked asked, const std::string& what) {
+  const InPython in_python;
+  return values::unknown(static_cast<int>(asked), what.c_str());
+}
+
+bool on_card(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.device().type() == kCard;
+}
+
+bool knows(const at::Tensor& tensor) {
+  const c10::Storage& storage = tensor.storage();
+  if (storage.nbytes() == 0) {
+    return true;
+  }
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  return values::known.count(storage.data()) > 0;
+}
+
+void written(const at::Tensor& tensor, bool is_known) {
+  if (!on_card(tensor)) {
+    return;
+  }
+  const c10::Storage& storage = tensor.storage();
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  if (!is_known) {
+    values::known.erase(storage.data());
+  } else if (
+      values::possible && tensor.is_non_overlapping_and_dense() &&
+      static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes()) {
+    values::known.insert(storage.data());
+  }
+}
+
+at::Tensor values_of(const at::Tensor& tensor) {
+  return at::from_blob(
+      tensor.unsafeGetTensorImpl()->mutable_data(),
+      tensor.sizes(),
+      tensor.strides(),
+      tensor.options().device(at::kCPU).requires_grad(false));
+}
+
+OwnRandomness::OwnRandomness()
+    : lock_(values::randomness_mutex()), generator_(at::detail::getDefaultCPUGenerator()) {
+  theirs_ = generator_.get_state();
+  if (values::randomness().defined()) {
+    generator_.set_state(values::randomness());
+  } else {
+    generator_.set_current_seed(0);
+  }
+}
+
+OwnRandomness::~OwnRandomness() {
+  if (values::randomness().defined()) {
+    values::randomness().copy_(generator_.get_state());
+  } else {
+    values::randomness() = generator_.get_state();
+  }
+  generator_.set_state(theirs_);
+}
+
+void forget_values(void* address) {
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  values::known.erase(address);
+}
+
+}  // namespace memleak
+
+extern "C" {
+
+using namespace memleak;
+
+// What Python answers where a value is asked for that nobody knows, and whether memory can hold values at all.
+void memleak_card_values(values::Unknown answer, int possible) {
+  values::unknown = answer;
+  values::possible = possible != 0;
+}
+}

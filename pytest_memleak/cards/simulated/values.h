@@ -1,0 +1,49 @@
+// What of the simulated card's values is known, and what a program gets in place of one that is not. See values.cpp.
+
+#pragma once
+
+#include "card.h"
+
+#include <ATen/core/Generator.h>
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+
+namespace memleak {
+
+// Of all tensors of an operation together; beyond, its values are not computed.
+constexpr int64_t kMostElements = int64_t{1} << 18;
+
+enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2 };
+
+// Tells Python that a value is asked for that nobody knows; what comes back is to stand in for it.
+double ask(Asked asked, const std::string& what);
+
+// For the message about it.
+std::string described(const at::Tensor& tensor);
+
+bool on_card(const at::Tensor& tensor);
+bool knows(const at::Tensor& tensor);
+
+// Something has been written to a tensor: all of it was known, or not.
+void written(const at::Tensor& tensor, bool is_known);
+
+// The same memory, to be read and written by the CPU.
+at::Tensor values_of(const at::Tensor& tensor);
+
+// Random numbers that leave the program's own alone, as a card's generator does.
+class OwnRandomness {
+ public:
+  OwnRandomness();
+  ~OwnRandomness();
+  OwnRandomness(const OwnRandomness&) = delete;
+  OwnRandomness& operator=(const OwnRandomness&) = delete;
+
+ private:
+  std::lock_guard<std::mutex> lock_;
+  at::Generator generator_;
+  at::Tensor theirs_;
+};
+
+}  // namespace memleak

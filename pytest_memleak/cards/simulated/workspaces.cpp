@@ -1,0 +1,60 @@
+// The memory that a card's matrix products keep.
+
+#include "kernels.h"
+
+#include <map>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+namespace memleak {
+namespace workspaces {
+
+using Key = std::tuple<std::thread::id, c10::DeviceIndex, bool>;
+
+std::mutex mutex;
+std::map<Key, c10::DataPtr> taken;
+std::vector<int64_t> sizes;
+
+// What torch gives cuBLASLt, as recorded on an H200.
+constexpr int64_t kLight = int64_t{1} << 20;
+
+}  // namespace workspaces
+
+void take_workspace(c10::Device device, bool light) {
+  const workspaces::Key key(std::this_thread::get_id(), device.index(), light);
+  {
+    const std::lock_guard<std::mutex> lock(workspaces::mutex);
+    if (workspaces::taken.count(key)) {
+      return;
+    }
+  }
+  const OnDevice on(device);
+  const int64_t bytes = light ? workspaces::kLight : workspaces::sizes.at(static_cast<size_t>(device.index()));
+  c10::DataPtr taken = allocate(static_cast<size_t>(bytes));
+  const std::lock_guard<std::mutex> lock(workspaces::mutex);
+  workspaces::taken.emplace(key, std::move(taken));
+}
+
+}  // namespace memleak
+
+extern "C" {
+
+using namespace memleak;
+
+void memleak_card_workspace(int device, int64_t bytes) {
+  if (workspaces::sizes.size() <= static_cast<size_t>(device)) {
+    workspaces::sizes.resize(static_cast<size_t>(device) + 1);
+  }
+  workspaces::sizes[static_cast<size_t>(device)] = bytes;
+}
+
+void memleak_card_release_workspaces(void) {
+  decltype(workspaces::taken) released;
+  {
+    const std::lock_guard<std::mutex> lock(workspaces::mutex);
+    released.swap(workspaces::taken);
+  }
+}
+}
