@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.quantized_operations import quantized_operations
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -170,6 +173,7 @@ def operations() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "adamw for loop", lambda: step(foreach=False)
     yield "clip_grad_norm", lambda: torch.nn.utils.clip_grad_norm_(weights(), 1.0)
     yield "grouped products", grouped
+    yield from quantized_operations()
 
 
 def weights() -> list[torch.Tensor]:
@@ -232,9 +236,11 @@ def simulated() -> dict[str, list[int] | str]:
 
 def taken(recorded: Callable[[Callable[[], Any]], list[int]]) -> dict[str, list[int] | str]:
     result: dict[str, list[int] | str] = {}
+    gc.disable()  # what dies in cycles would be given back in the middle of another entry
     for name, run in operations():
         try:
             run()
+            gc.collect()
             result[name] = recorded(run)
         except Exception as error:  # noqa: BLE001  # an operation that fails must not stop the others
             result[name] = f"{type(error).__name__}: {str(error).splitlines()[0]:.200}"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import torch
 import torch._meta_registrations
 
+from pytest_memleak.cards.simulated.bitsandbytes_kernels import BitsandbytesKernels
 from pytest_memleak.cards.simulated.profiles import Profile
-from pytest_memleak.upstream.patches import Patch
 
 # Operations that a card does in one kernel, and torch without CUDA puts together from others.
 _OWN_KERNELS = (
@@ -54,8 +53,6 @@ _NATIVE = frozenset(
         "_local_scalar_dense",
     )
 )
-# Their kernels for cards call CUDA code of their own; they say what shape their results have.
-_LIBRARIES = ("bitsandbytes",)
 # From here on torch's wheels come with a cuDNN that it prefers for attention (newer than 9.15).
 _CUDNN_PREFERRED_SINCE = (2, 10)
 
@@ -66,6 +63,7 @@ class Choices:
     def __init__(self, native: ctypes.PyDLL, cards: Sequence[Profile]) -> None:
         self._native = native
         self._cards = cards
+        self._bitsandbytes = BitsandbytesKernels(native)
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Choices:
@@ -78,9 +76,9 @@ class Choices:
                 if f"aten::{name}" in known:
                     self._take_over(f"aten::{name}")
             for name in known:
-                if name.startswith((_FOREACH, *(f"{library}::" for library in _LIBRARIES))) or _needs_cuda(name):
+                if name.startswith(_FOREACH) or _needs_cuda(name):
                     self._take_over(name)
-            undo.enter_context(Patch(torch.library, "register_kernel", self._without_cuda))
+            undo.enter_context(self._bitsandbytes)
             self._undo = undo.pop_all()
         return self
 
@@ -92,21 +90,6 @@ class Choices:
     def _take_over(self, name: str) -> None:
         namespace, _, rest = name.partition("::")
         self._native.memleak_card_take_over(namespace.encode(), rest.encode())
-
-    def _without_cuda(self, found: Callable[..., Any]) -> Callable[..., Any]:
-        """A library that is imported now would register kernels that need a card, or that stand in for them."""
-
-        def register_kernel(op: Any, device_types: Any = None, func: Any = None, /, **kwargs: Any) -> Any:
-            name = op if isinstance(op, str) else str(op)
-            if name.partition("::")[0] not in _LIBRARIES:
-                return found(op, device_types, func, **kwargs)
-            if device_types in ("cuda", ["cuda"], ("cuda",)):
-                return (lambda function: function) if func is None else None
-            registered = found(op, device_types, func, **kwargs)
-            self._take_over(name)
-            return registered
-
-        return register_kernel
 
 
 def _needs_cuda(name: str) -> bool:

@@ -51,6 +51,8 @@ def load() -> ctypes.PyDLL:
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
         "values": (None, [Answer, ctypes.c_int]),
+        "knows": (ctypes.c_int, [ctypes.c_void_p]),
+        "forget": (None, [ctypes.c_void_p]),
         "facts": (None, [ctypes.c_int] * 6),
         "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
         "release_workspaces": (None, []),

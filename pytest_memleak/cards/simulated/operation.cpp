@@ -63,10 +63,8 @@ Operation read_schema(const c10::OperatorHandle& op) {
   if (found.name == "_scaled_dot_product_cudnn_attention" && found.order.size() == 9) {
     found.order = {6, 7, 0, 1, 2, 3, 4, 5, 8};
     found.cudnn_attention = true;
-  } else if (one_of(found.name, {"native_dropout", "quantize_4bit", "quantize_blockwise"})) {
+  } else if (found.name == "native_dropout") {
     found.order = {1, 0};
-  } else if (found.name == "int8_vectorwise_quant") {
-    found.order = {1, 0, 2};
   } else if (found.name == "_scaled_dot_product_efficient_attention") {
     found.on_cpu_from = 2;  // the state of the random numbers
   }

@@ -115,4 +115,13 @@ void memleak_card_values(values::Unknown answer, int possible) {
   values::unknown = answer;
   values::possible = possible != 0;
 }
+
+int memleak_card_knows(const void* address) {
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  return values::known.count(address) > 0;
+}
+
+void memleak_card_forget(void* address) {
+  forget_values(address);
+}
 }

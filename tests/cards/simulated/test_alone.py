@@ -11,3 +11,11 @@ from tests.alone import run_alone
 
 def test_other_cards(pytester: pytest.Pytester) -> None:
     run_alone(pytester, Path(__file__).with_name("other_cards.py"))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_bitsandbytes(first: bool, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was imported before there was a card."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("BITSANDBYTES_FIRST", "1" if first else "")
+    run_alone(pytester, Path(__file__).with_name("quantized.py"))

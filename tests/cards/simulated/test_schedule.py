@@ -30,7 +30,8 @@ def test_jobs_of_the_loader_are_done_when_they_were_handed_over() -> None:
         done.append((number, threading.current_thread() is threading.main_thread()))
         return number
 
-    with Schedule() as schedule, ThreadPoolExecutor(4) as pool:
+    schedule = Schedule()
+    with schedule, ThreadPoolExecutor(4) as pool:
         for number in range(4):
             future = load(pool, job, number)
             assert future.done()
@@ -51,7 +52,8 @@ def test_an_error_is_the_one_who_asks() -> None:
 
 def test_other_pools_are_left_alone() -> None:
     go = threading.Event()
-    with Schedule() as schedule, ThreadPoolExecutor(1) as pool:
+    schedule = Schedule()
+    with schedule, ThreadPoolExecutor(1) as pool:
         future = submit_of("somebody.else")(pool, go.wait, WAIT)
         assert not future.done()  # it waits for this thread, and would for ever
         go.set()

@@ -1,0 +1,109 @@
+"""bitsandbytes on the simulated card: its own kernels take the memory, and what is small is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+if os.environ.get("BITSANDBYTES_FIRST"):
+    pytest.importorskip("bitsandbytes")
+
+from pytest_memleak.cards.simulated.process import simulation_of
+from pytest_memleak.cards.simulated.profiles import cards_of
+from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.errors import Unavailable
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def simulation() -> Iterator[Simulation]:
+    """On and off for every test: the kernels come and go with it."""
+    try:
+        made = simulation_of(cards_of("h200"))
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    made.on()
+    made.unknowns.reset()
+    yield made
+    made.off()
+
+
+@pytest.fixture
+def bnb(simulation: Simulation) -> Any:
+    return pytest.importorskip("bitsandbytes")
+
+
+def taken(run: Any) -> int:
+    """How much more the peak is than what was there."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak
+
+
+def test_small_tensors_are_quantized_for_real(bnb: Any, simulation: Simulation) -> None:
+    values = torch.linspace(-1, 1, 128)
+    for quantize, dequantize, near in (
+        (lambda x: bnb.functional.quantize_4bit(x, quant_type="nf4"), bnb.functional.dequantize_4bit, 0.2),
+        (bnb.functional.quantize_blockwise, bnb.functional.dequantize_blockwise, 0.02),
+    ):
+        again = dequantize(*quantize(values.to("cuda")))
+        assert again.device.type == "cuda"
+        difference = (again.cpu() - values).abs().max()
+        assert 0 < difference < near
+    assert not simulation.unknowns.placeholders
+    assert simulation.unknowns.doubt() is None
+
+
+def test_large_ones_have_sizes(bnb: Any, simulation: Simulation) -> None:
+    large = torch.randn(4096, 4096, device="cuda", dtype=BF16)
+    packed, state = bnb.functional.quantize_4bit(large, quant_type="nf4", compress_statistics=True)
+    assert (packed.shape, packed.dtype, str(packed.device)) == ((4096 * 4096 // 2, 1), torch.uint8, "cuda:0")
+    assert state.absmax.shape == (4096 * 4096 // 64,)
+    assert bnb.functional.dequantize_4bit(packed, state).shape == large.shape
+    assert simulation.unknowns.doubt() is None
+
+
+def test_few_tokens_go_without_the_whole_weight(bnb: Any) -> None:
+    """From some number of tokens on the weight is there in full for the product, with its scales in 32 bits twice."""
+    layer = bnb.nn.Linear4bit(1024, 1024, bias=False, compute_dtype=BF16, quant_type="nf4").to("cuda")
+    one, many = (torch.randn(count, 1024, device="cuda", dtype=BF16) for count in (1, 4096))
+    with torch.no_grad():
+        layer(many)  # cuBLAS' workspace
+        assert taken(lambda: layer(one)) == 2 * 1024
+        assert taken(lambda: layer(many)) == 2 * 4096 * 1024 + 2 * 1024 * 1024 + 2 * 4 * 1024 * 1024 // 64
+
+
+def test_outliers_are_for_values_to_say(bnb: Any, simulation: Simulation) -> None:
+    def forward(threshold: float, features: int) -> torch.Tensor:
+        layer = bnb.nn.Linear8bitLt(features, features, False, has_fp16_weights=False, threshold=threshold).to("cuda")
+        with torch.no_grad():
+            found: torch.Tensor = layer(torch.randn(512, features, device="cuda", dtype=FP16))
+        return found
+
+    assert forward(0.0, 1024).shape == (512, 1024)
+    assert simulation.unknowns.doubt() is None
+    forward(6.0, 1024)
+    assert "quantized.py" in str(simulation.unknowns.doubt())
+
+
+@pytest.mark.parametrize("name", ["Adam8bit", "Adam"])
+def test_optimizers_write_what_they_know(name: str, bnb: Any, simulation: Simulation) -> None:
+    small = torch.nn.Parameter(torch.ones(64, 64, device="cuda"))
+    large = torch.nn.Parameter(torch.ones(1024, 1024, device="cuda"))
+    optimizer = getattr(bnb.optim, name)([small, large], lr=0.25)
+    for weight in (small, large):
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert small.detach().cpu().flatten()[0].item() == pytest.approx(0.75, abs=0.01)
+    assert simulation.unknowns.doubt() is None
+    if large.detach().mean() > 0:  # not what it was: nobody knows
+        pass
+    assert simulation.unknowns.doubt() is not None
