@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quantized_operations import quantized_operations
+from benchmarks.quantized_operations import bitsandbytes_version, quantized_operations
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -265,6 +265,7 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "card": torch.cuda.get_device_name(),
             "torch": torch.__version__,
+            "bitsandbytes": bitsandbytes_version(),
             "command": "python benchmarks/operations.py --out …",
             "operations": on_a_card(),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +11,19 @@ import torch
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
+def bitsandbytes_version() -> str | None:
+    try:
+        return importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def quantized_operations() -> Iterator[tuple[str, Callable[[], Any]]]:
     """None without bitsandbytes."""
-    try:
-        import bitsandbytes
-    except ImportError:
+    if bitsandbytes_version() is None:
         return
+    import bitsandbytes
+
     functional = bitsandbytes.functional
     for columns, rows in ((1024, 1024), (2048, 5632), (5632, 2048)):
         for nested in (False, True):
@@ -34,10 +42,6 @@ def quantized_operations() -> Iterator[tuple[str, Callable[[], Any]]]:
             f"quantize to 4 bits{' nested' if nested else ''}",
             lambda n=nested: functional.quantize_4bit(on_card(2048, 5632), compress_statistics=n, quant_type="nf4"),
         )
-    yield (
-        "quantize by blocks",
-        lambda: functional.dequantize_blockwise(*functional.quantize_blockwise(on_card(1 << 22))),
-    )
     for name in ("Adam8bit", "AdamW8bit", "Adam", "Lion8bit"):
         yield f"bitsandbytes {name}", lambda n=name: steps(getattr(bitsandbytes.optim, n))
 

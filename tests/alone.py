@@ -17,4 +17,4 @@ def run_alone(pytester: pytest.Pytester, file: Path) -> None:
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", "-ra", str(file))
     outcomes = result.parseoutcomes()
     assert outcomes.pop("warnings", 0) >= 0
-    assert list(outcomes) == ["passed"], "\n".join(result.outlines)
+    assert set(outcomes) in ({"passed"}, {"passed", "skipped"}), "\n".join(result.outlines)

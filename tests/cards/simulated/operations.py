@@ -71,8 +71,13 @@ def events(simulation: Simulation) -> Events:
 
 
 def test_single_operations_take_what_they_took_on_a_card(events: Events) -> None:
-    recorded = json.loads(RECORDED.read_text())["operations"]
+    document = json.loads(RECORDED.read_text())
+    recorded = document["operations"]
     found = operations.taken(events)
+    if operations.bitsandbytes_version() != document["bitsandbytes"]:
+        # Its kernels choose in another way from release to release, and not all releases have all of them.
+        quantized = {name for name, _ in operations.quantized_operations()}
+        recorded = {name: recorded[name] for name in found if name not in quantized}
     differ = {name for name in recorded if found[name] != recorded[name]}
     assert differ == CHOSEN_BY_CUDNN
     for name in differ:

@@ -48,6 +48,11 @@ def taken(run: Any) -> int:
     return peak
 
 
+def needs(bnb: Any, operation: str) -> None:
+    if not hasattr(torch.ops.bitsandbytes, operation):
+        pytest.skip(f"bitsandbytes {bnb.__version__} has no {operation}")
+
+
 def test_small_tensors_are_quantized_for_real(bnb: Any, simulation: Simulation) -> None:
     values = torch.linspace(-1, 1, 128)
     for quantize, dequantize, near in (
@@ -73,6 +78,7 @@ def test_large_ones_have_sizes(bnb: Any, simulation: Simulation) -> None:
 
 def test_few_tokens_go_without_the_whole_weight(bnb: Any) -> None:
     """From some number of tokens on the weight is there in full for the product, with its scales in 32 bits twice."""
+    needs(bnb, "gemm_4bit")
     layer = bnb.nn.Linear4bit(1024, 1024, bias=False, compute_dtype=BF16, quant_type="nf4").to("cuda")
     one, many = (torch.randn(count, 1024, device="cuda", dtype=BF16) for count in (1, 4096))
     with torch.no_grad():
@@ -96,6 +102,7 @@ def test_outliers_are_for_values_to_say(bnb: Any, simulation: Simulation) -> Non
 
 @pytest.mark.parametrize("name", ["Adam8bit", "Adam"])
 def test_optimizers_write_what_they_know(name: str, bnb: Any, simulation: Simulation) -> None:
+    needs(bnb, "optimizer_update_32bit")
     small = torch.nn.Parameter(torch.ones(64, 64, device="cuda"))
     large = torch.nn.Parameter(torch.ones(1024, 1024, device="cuda"))
     optimizer = getattr(bnb.optim, name)([small, large], lr=0.25)
