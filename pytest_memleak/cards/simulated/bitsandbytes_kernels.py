@@ -114,8 +114,8 @@ def _with_silent_library() -> dict[str, Kernel]:
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     if spec is None or spec.loader is None or not path.exists():
         raise Unavailable(
-            f"bitsandbytes {bitsandbytes.__version__} has its kernels for cards elsewhere than in {_MODULE}: install one "
-            "of 0.46 to 0.50, which have them there"
+            f"bitsandbytes {bitsandbytes.__version__} has its kernels for cards elsewhere than in {_MODULE}: install "
+            "one of 0.46 to 0.50, which have them there"
         )
     found: dict[str, Kernel] = {}
 
