@@ -6,3 +6,5 @@
 #include "scratch.cpp"
 #include "device.cpp"
 #include "kernels.cpp"
+#include "places.cpp"
+#include "threads.cpp"

@@ -43,7 +43,7 @@ constexpr int64_t kMostElements = int64_t{1} << 18;
 
 // ---- values ------------------------------------------------------------------------------------------------------
 
-enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2 };
+enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2, kElsewhere = 3 };
 using Unknown = double (*)(int asked, const char* what);
 
 Unknown unknown = nullptr;
@@ -277,9 +277,15 @@ class Call {
     bool found = false;
     for (const c10::IValue& argument : arguments) {
       each_tensor(argument, [&](const at::Tensor& tensor) {
-        if (!found && on_card(tensor)) {
+        if (!on_card(tensor)) {
+          return;
+        }
+        if (!found) {
           device_ = tensor.device();
           found = true;
+        }
+        if (is_elsewhere(tensor)) {
+          ask(Asked::kElsewhere, described(tensor));
         }
       });
       if (!found && argument.isDevice() && argument.toDevice().type() == kCard && argument.toDevice().has_index()) {
@@ -785,6 +791,11 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& from, bool non_blocking) {
     return self;
   }
   const bool small = self.numel() <= kMostElements;
+  for (const at::Tensor& one : {self, source}) {
+    if (on_card(one) && is_elsewhere(one)) {
+      ask(Asked::kElsewhere, described(one));
+    }
+  }
   if (!on_card(self)) {
     if (!source.is_contiguous()) {
       stage(source);

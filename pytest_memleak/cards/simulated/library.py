@@ -12,8 +12,10 @@ _PARTS = (
     "attention.cpp",
     "device.cpp",
     "kernels.cpp",
+    "places.cpp",
     "reduction.cpp",
     "scratch.cpp",
+    "threads.cpp",
     "card.h",
     "reduction.h",
     "scratch.h",
@@ -46,6 +48,10 @@ def load() -> ctypes.PyDLL:
         "take_over": (None, [ctypes.c_char_p, ctypes.c_char_p]),
         "on": (None, [ctypes.c_int, Take, Give]),
         "off": (None, []),
+        "threads": (ctypes.c_char_p, []),
+        "here": (None, [ctypes.POINTER(ctypes.c_uint64), ctypes.c_int]),
+        "set_aside": (None, []),
+        "take_back": (None, []),
         "end": (None, []),
     }
     for name, (result, arguments) in signatures.items():
