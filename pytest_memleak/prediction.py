@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_memleak.budget.sizes import format_size, parse_size
-from pytest_memleak.cards.simulated.process import in_force, simulation_of
-from pytest_memleak.cards.simulated.profiles import DEFAULT, PROFILES, Profile, cards_of, of_size, profile_of
-from pytest_memleak.errors import BadInput, Unavailable
+from pytest_memleak.cards.simulated.process import this_process_s
+from pytest_memleak.cards.simulated.profiles import DEFAULT, PROFILES, Profile, of_size, profile_of
+from pytest_memleak.errors import BadInput
 from pytest_memleak.ledger.at_peak import AtPeak, PeakContents, lines_of
 from pytest_memleak.meters import shared
 from pytest_memleak.wording import plural
@@ -97,13 +97,8 @@ def predict(fn: Callable[[PredictedCard], object], card: str | int = DEFAULT) ->
 
 def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Prediction:
     """The same on a card that need not have a name."""
-    if in_force():
-        raise Unavailable(
-            "a simulated card is there already, whose caps and readings a prediction would get mixed up with: this "
-            "program runs on it as it is, so call it directly and read or limit what it takes (measure, max_peak)"
-        )
     given = PredictedCard(profile.name, profile.total)
-    simulation = simulation_of(cards_of(""))
+    simulation = this_process_s()
     with _torch_as_it_was(), simulation.other_cards([profile]):
         allocator = simulation.allocator(0)
         contents = PeakContents(allocator)

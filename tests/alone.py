@@ -1,6 +1,4 @@
-"""Tests that need a process to themselves: torch makes its threads for backward passes once, for the devices it knows
-by then, and in this process tests have made them already.
-"""
+"""Tests that need a process to themselves: a simulated card is one for the whole process, and stays as it was made."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""`pytest_memleak.predict`, in a process that has run no backward pass yet."""
+"""`pytest_memleak.predict`, in a process that has trained on the CPU before."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import torch
 import pytest_memleak
 from pytest_memleak.cards.simulated.process import simulation_of
 from pytest_memleak.cards.simulated.profiles import PROFILES, cards_of
-from pytest_memleak.errors import BadInput, Unavailable
+from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.errors import BadInput
 from pytest_memleak.prediction import PredictedCard
 
 MIB = 2**20
+
+torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def train(card: PredictedCard, rows: int = 8) -> Any:
@@ -155,14 +160,56 @@ def test_host_memory_is_that_of_cpu_tensors() -> None:
     del before
 
 
-def test_a_simulated_card_that_is_there_is_in_the_way() -> None:
-    simulation = simulation_of(cards_of(""))
+@pytest.fixture
+def simulation() -> Iterator[Simulation]:
+    made = simulation_of(cards_of(""))
+    made.on()
+    yield made
+    made.off()
+
+
+def test_a_simulated_card_that_is_there_is_left_alone(simulation: Simulation) -> None:
+    simulation.off()
+    alone = pytest_memleak.predict(train, card="t4")
     simulation.on()
-    try:
-        with pytest.raises(Unavailable, match="a simulated card is there already"):
-            pytest_memleak.predict(train, card="t4")
-    finally:
-        simulation.off()
+    kept = train(PredictedCard("", 0))
+    before, seed = torch.cuda.memory_stats(), torch.cuda.initial_seed()
+    assert before["allocated_bytes.all.current"] > 64 * MIB, "cuBLAS has workspaces"
+    assert pytest_memleak.predict(train, card="t4") == alone
+    assert torch.cuda.memory_stats() == before
+    assert torch.cuda.initial_seed() == seed
+    train(PredictedCard("", 0))
+    assert torch.cuda.memory_allocated() == before["allocated_bytes.all.current"], "the workspaces are still there"
+    del kept
+
+
+def test_a_prediction_in_a_prediction() -> None:
+    alone = pytest_memleak.predict(train, card="t4")
+
+    def both(card: PredictedCard) -> Any:
+        made = train(card)
+        assert pytest_memleak.predict(train, card="t4") == alone
+        assert torch.cuda.get_device_properties(0).total_memory == card.total
+        return made
+
+    found, once = pytest_memleak.predict(both, card="24G"), pytest_memleak.predict(train, card="24G")
+    assert replace(found, host_peak=0) == replace(once, host_peak=0), "CPU tensors are everybody's"
+
+
+def test_what_lies_on_another_card_is_not_counted_and_that_is_said(simulation: Simulation) -> None:
+    held = torch.empty(MIB, device="cuda")
+    table = torch.empty(1 * MIB, dtype=torch.uint8, device="cuda")
+
+    for use in (lambda card: held + 1, lambda card: held.clone(), lambda card: held.cpu()):
+        found = pytest_memleak.predict(use)
+        assert found.doubt is not None
+        assert "another simulated card, and is not counted on this one, at tests/predictions.py:" in found.doubt
+    assert pytest_memleak.predict(lambda card: table + 1).doubt is None, "libraries keep small tables"
+    assert simulation.unknowns.doubt() is None
+    kept: list[torch.Tensor] = []
+    pytest_memleak.predict(lambda card: kept.append(torch.empty(2 * MIB, dtype=torch.uint8, device=card.device)))
+    kept.pop().add_(1)
+    assert "another simulated card" in (simulation.unknowns.doubt() or "")
 
 
 def test_the_same_program_takes_the_same_every_time() -> None:

@@ -24,12 +24,18 @@ from pytest_memleak.upstream.patches import Patch
 @contextlib.contextmanager
 def capped(cap: Cap, devices: range) -> Iterator[None]:
     """Every device of `devices` is a card of that size until the end, and what it was before afterwards."""
-    torch.cuda.init()  # type: ignore[no-untyped-call]
-    with contextlib.ExitStack() as undo:
-        rooms = {index: _enforced(cap, index, undo) for index in devices}
+    with enforced(cap, devices) as rooms, contextlib.ExitStack() as undo:
         if cap.told:
             _tell(cap, rooms, undo)
         yield
+
+
+@contextlib.contextmanager
+def enforced(cap: Cap, devices: range) -> Iterator[dict[int, int]]:
+    """The same without a word to the program; gives what each device's allocator may reserve."""
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    with contextlib.ExitStack() as undo:
+        yield {index: _enforced(cap, index, undo) for index in devices}
 
 
 def fraction_of(limit: int, total: int) -> float:

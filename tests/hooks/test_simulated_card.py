@@ -1,5 +1,5 @@
 """Tests on a card that is not there: who gets it, when, and what is said of its numbers. Each run in its own process,
-since torch can be given a card only before its first backward pass."""
+since a simulated card is one for the whole process."""
 
 from __future__ import annotations
 
@@ -364,20 +364,53 @@ def test_no_compiler(
     assert record["card"]["instead"].startswith("the C++ compiler /bin/false failed on the simulated card")
 
 
-def test_backward_pass_before_there_was_a_card(run_apart: Run) -> None:
+def test_backward_pass_before_there_was_a_card(run_apart: Run, records: Records) -> None:
     text = """
         import pytest, torch
-        torch.ones(1, requires_grad=True).sum().backward()
+        {}
 
         @pytest.mark.gpu_cap("1G")
+        @pytest.mark.max_peak("1KiB")
         def test_it(card):
-            (torch.ones(1, device=card.device, requires_grad=True) * 2).sum().backward()
-            assert card.backend == "{}"
+            assert card.backend == "simulated"
+            weight = torch.ones(300, 300, device=card.device, requires_grad=True)
+            (weight @ weight).sum().backward()
         """
-    result = run_apart(text.format("cpu"))
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["memleak: no simulated card*: a backward pass ran in this process before*"])
-    run_apart(text.format("simulated"), "--gpu-backend=simulated").assert_outcomes(passed=1)
+    measured = []
+    for before in ("torch.ones(1, requires_grad=True).sum().backward()", ""):
+        run_apart(text.format(before), "--memleak-json=out.json").assert_outcomes(failed=1)
+        measured.append([result["measured"] for result in records()["test_it"]["results"]])
+    assert measured[0] == measured[1]
+    assert measured[0][0] > 64 * 1024**2, "a workspace for this thread, and one for that of backward passes"
+
+
+def test_a_prediction_beside_the_tests_card(run_apart: Run, records: Records) -> None:
+    run_apart(
+        """
+        import pytest, torch
+        import pytest_memleak
+
+        def program(card):
+            torch.empty(600 * 1024**2, dtype=torch.uint8, device=card.device)
+            assert torch.cuda.get_device_properties(0).total_memory == card.total
+            return torch.cuda.mem_get_info()[1]
+
+        @pytest.mark.gpu_cap("100MiB")
+        @pytest.mark.max_peak("1MiB")
+        @pytest.mark.max_leak
+        def test_it(card):
+            torch.empty(2 * 1024**2, dtype=torch.uint8, device=card.device)
+            assert pytest_memleak.predict(program, card="2G").allocated_peak == 600 * 1024**2
+            assert not pytest_memleak.predict(program, card="500MiB").fits
+            assert torch.cuda.mem_get_info()[1] == torch.cuda.get_device_properties(0).total_memory == 100 * 1024**2
+            with pytest.raises(torch.OutOfMemoryError):
+                torch.empty(200 * 1024**2, dtype=torch.uint8, device=card.device)
+        """,
+        "--memleak-json=out.json",
+    ).assert_outcomes(failed=1)
+    peak, leak, *others = records()["test_it"]["results"]
+    assert (peak["check"], peak["verdict"], peak["measured"]) == ("max_peak", "fail", 2 * 1024**2)
+    assert {other["verdict"] for other in (leak, *others)} == {"pass"}
 
 
 def test_blocks_measure_it_with_and_without_the_fixture(run_apart: Run, records: Records) -> None:

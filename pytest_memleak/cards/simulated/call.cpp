@@ -14,9 +14,15 @@ Call::Call(const c10::OperatorHandle& op, const Operation& operation, at::ArrayR
   bool found = false;
   for (const c10::IValue& argument : arguments) {
     each_tensor(argument, [&](const at::Tensor& tensor) {
-      if (!found && on_card(tensor)) {
+      if (!on_card(tensor)) {
+        return;
+      }
+      if (!found) {
         device_ = tensor.device();
         found = true;
+      }
+      if (is_elsewhere(tensor)) {
+        ask(Asked::kElsewhere, described(tensor));
       }
     });
     if (!found && argument.isDevice() && argument.toDevice().type() == kCard && argument.toDevice().has_index()) {

@@ -13,3 +13,5 @@
 #include "copies.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"
+#include "places.cpp"
+#include "threads.cpp"

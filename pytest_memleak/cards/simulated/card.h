@@ -77,6 +77,11 @@ int64_t attention_choice(
 void attention_on();
 void attention_off();
 
+// ---- places.cpp
+
+// Whether the tensor's memory is another card's than those that are there now, and too large to let pass.
+bool is_elsewhere(const at::Tensor& tensor);
+
 // ---- kernels.cpp
 
 void kernels_on();

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pytest_memleak.cards.capping import capped
+from pytest_memleak.cards.capping import enforced
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.cards.simulated.unknowns import Unknowns
@@ -48,7 +48,7 @@ class SimulatedCard:
         before = [allocator.cap for allocator in allocators]
         with self._as_big_as(cap):
             try:
-                with capped(cap, range(len(allocators))):
+                with enforced(cap, range(len(allocators))) as rooms, self._simulation.telling(cap, rooms):
                     yield
             finally:
                 # torch's own way back is a cap of the whole card, which refusals would go on to mention.

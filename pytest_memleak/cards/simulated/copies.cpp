@@ -22,6 +22,11 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& from, bool non_blocking) {
     return self;
   }
   const bool small = self.numel() <= kMostElements;
+  for (const at::Tensor& one : {self, source}) {
+    if (on_card(one) && is_elsewhere(one)) {
+      ask(Asked::kElsewhere, described(one));
+    }
+  }
   if (!on_card(self)) {
     if (!source.is_contiguous()) {
       stage(source);

@@ -50,7 +50,7 @@ def _answers(simulation: Simulation) -> Iterator[tuple[Any, str, Any]]:
     yield cuda, "_lazy_init", lambda: None
     yield cuda, "_get_device_properties", simulation.properties
     yield cuda, "_cudart", _runtime(simulation)
-    yield cuda, "default_generators", tuple(torch.Generator() for _ in simulation.cards)
+    yield cuda, "default_generators", simulation.generators
     # Taken from torch._C when torch.cuda is imported, if they are there by then.
     yield cuda, "_exchange_device", _of_cuda(simulation)["exchangeDevice"]
     yield cuda, "_maybe_exchange_device", _of_cuda(simulation)["maybeExchangeDevice"]

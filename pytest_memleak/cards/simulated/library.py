@@ -16,9 +16,11 @@ _PARTS = (
     "device.cpp",
     "kernels.cpp",
     "operation.cpp",
+    "places.cpp",
     "reduction.cpp",
     "scratch.cpp",
     "shapes.cpp",
+    "threads.cpp",
     "values.cpp",
     "workspaces.cpp",
     "call.h",
@@ -59,6 +61,10 @@ def load() -> ctypes.PyDLL:
         "take_over": (None, [ctypes.c_char_p, ctypes.c_char_p]),
         "on": (None, [ctypes.c_int, Take, Give]),
         "off": (None, []),
+        "threads": (ctypes.c_char_p, []),
+        "here": (None, [ctypes.POINTER(ctypes.c_uint64), ctypes.c_int]),
+        "set_aside": (None, []),
+        "take_back": (None, []),
         "end": (None, []),
     }
     for name, (result, arguments) in signatures.items():

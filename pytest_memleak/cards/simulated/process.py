@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pytest_memleak.cards.simulated.profiles import Profile
+from pytest_memleak.cards.simulated.profiles import Profile, cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.errors import MemleakError, Unavailable
 
@@ -22,6 +22,11 @@ _refused: list[str] = []
 def in_force() -> Simulation | None:
     """The simulation that is on: then what torch says of accelerators is about this one."""
     return next((simulation for simulation in _made if simulation.is_on), None)
+
+
+def this_process_s() -> Simulation:
+    """The one that is there, whatever its cards, or one of the default card: for those who bring cards of their own."""
+    return _made[0] if _made else simulation_of(cards_of(""))
 
 
 def simulation_of(cards: Sequence[Profile]) -> Simulation:
@@ -69,28 +74,18 @@ def _make(cards: Sequence[Profile]) -> Simulation:
 
 
 def _begin(made: Simulation) -> None:
-    """On for a moment: torch makes the threads of its backward passes once, for the devices that it knows by then."""
+    """On for a moment: what is made once for the whole process is there before anybody counts: it is no test's leak."""
     made.on()
     try:
-        # What the simulation keeps on the CPU for random numbers is there before anybody counts: it is no test's leak.
+        made.begin_threads()
         start = torch.rand(1, device="cuda", requires_grad=True)
-        try:
-            start.clone().backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise Unavailable(
-                "a backward pass ran in this process before the simulated card was there, and torch makes the threads "
-                "for those only once: run with --gpu-backend=simulated, so that the card is there from the start, or "
-                "move that pass out of what is imported"
-            ) from error
-        finally:
-            del start
+        start.clone().backward()  # type: ignore[no-untyped-call]
+        del start
         made.release_workspaces()
         made.empty_cache()
         made.unknowns.reset()
         for index in range(len(made.cards)):
             made.reset_peak(index)
             made.reset_accumulated(index)
-    except BaseException:
+    finally:
         made.off()
-        raise
-    made.off()

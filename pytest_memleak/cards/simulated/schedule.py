@@ -7,8 +7,9 @@ ahead of the loader as their pool lets them, which is the most memory that the p
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -28,6 +29,15 @@ class Schedule(Patch):
 
     def reset(self) -> None:
         self.jobs = 0
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Until the end nothing was loaded yet; then it is as before."""
+        before, self.jobs = self.jobs, 0
+        try:
+            yield
+        finally:
+            self.jobs = before
 
     def remark(self) -> str | None:
         """What a reader of the numbers has to know, or None."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import itertools
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,15 @@ from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.schedule import Schedule
 from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.plan import Cap
 
 # A place in the address space that no system uses by itself; each card has a terabyte there, and as much for what is
 # mapped piece by piece.
 _SPACE = 0x2000_0000_0000
 _SPACE_OF_A_CARD = 1 << 40
 _SPACE_OF_PIECES = 1 << 40
+# What of a driver's addresses can be had: from where on, and how much.
+_SPACES = ((LOWEST, TOP - LOWEST), (EXPANDABLE, _SPACE_OF_PIECES // 2))
 
 
 class Simulation:
@@ -38,7 +42,7 @@ class Simulation:
     def __init__(self, cards: Sequence[Profile]) -> None:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
-        self._become(cards, _allocators(cards), range(len(cards)))
+        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
         self.unknowns = Unknowns()
         self.schedule = Schedule()
         self._answer = library.Answer(self.unknowns.answer)
@@ -74,42 +78,62 @@ class Simulation:
             undo, self._undo = self._undo, None
             undo.close()
 
+    def begin_threads(self) -> None:
+        """Those for backward passes on the card, which a process has that knew the card at its first backward pass."""
+        if reason := self._native.memleak_card_threads():
+            words = reason.decode(errors="replace").partition("\n")[0]
+            raise Unavailable(f"torch runs no backward passes of a card in this process: {words}")
+
     @contextlib.contextmanager
     def other_cards(self, cards: Sequence[Profile]) -> Iterator[None]:
-        """Until the end the process has these, empty ones, and they are on. What lives on its own is left alone."""
-        own, was_on, at = (self.cards, self._allocators, self._places), self.is_on, self.current()
-        noticed, jobs = self.unknowns.noticed, self.schedule.jobs
-        before = [Counter(found) for found in noticed]
+        """Until the end the process has these, empty ones, and they are on. What lives on its own is left alone.
+
+        For all threads: none may use the cards of before meanwhile.
+        """
+        own = self.cards, self._allocators, self._places, self.generators, self._told
+        was_on, at = self.is_on, self.current()
         self.off()
-        self.release_workspaces()
+        self._native.memleak_card_set_aside()
         try:
-            allocators = _allocators(cards)
-            self._become(cards, allocators, [self._place_for(allocator) for allocator in allocators])
-            self.unknowns.reset()
-            self.schedule.reset()
-            self.set_current(0)
-            self.on()
-            yield
+            with self.unknowns.set_aside(), self.schedule.set_aside():
+                allocators = _allocators(cards)
+                places = [self._place_for(allocator) for allocator in allocators]
+                self._become(cards, allocators, places, _generators(cards), {})
+                self.set_current(0)
+                self.on()
+                yield
         finally:
             self.off()
-            self.release_workspaces()
+            self._native.memleak_card_take_back()
             self._become(*own)
-            for found, earlier in zip(noticed, before, strict=True):
-                found.clear()
-                found.update(earlier)
-            self.schedule.jobs = jobs
             if was_on:
                 self.on()
                 self.set_current(at)
 
-    def _become(self, cards: Sequence[Profile], allocators: list[Allocator], places: Sequence[int]) -> None:
+    def _become(
+        self,
+        cards: Sequence[Profile],
+        allocators: list[Allocator],
+        places: Sequence[int],
+        generators: tuple[torch.Generator, ...],
+        told: dict[int, tuple[int, int]],
+    ) -> None:
         self.cards = tuple(cards)
         self._allocators = allocators
         self._places = tuple(places)
         """Where in the address space each card's memory is."""
+        self.generators = generators
+        self._told = told
+        """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
         self._choices = Choices(self._native, self.cards)
         for index, card in enumerate(cards):
             self._native.memleak_card_workspace(index, card.workspace)
+        spaces = [
+            (lowest + _shift(lowest, place), lowest + _shift(lowest, place) + bytes_)
+            for place in self._places
+            for lowest, bytes_ in _SPACES
+        ]
+        self._native.memleak_card_here((ctypes.c_uint64 * (2 * len(spaces)))(*itertools.chain(*spaces)), len(spaces))
 
     def _place_for(self, allocator: Allocator) -> int:
         """One in which nothing is alive any more."""
@@ -133,7 +157,20 @@ class Simulation:
 
     def memory_info(self, device: int | None = None) -> tuple[int, int]:
         allocator = self.allocator(device)
-        return allocator.free_on_card, allocator.total
+        if allocator.device not in self._told:
+            return allocator.free_on_card, allocator.total
+        room, total = self._told[allocator.device]
+        return max(0, min(allocator.free_on_card, room - allocator.reserved)), total
+
+    @contextlib.contextmanager
+    def telling(self, cap: Cap, rooms: dict[int, int]) -> Iterator[None]:
+        """Until the end programs are told of cards as big as the cap, if they are to be told."""
+        before = self._told
+        self._told = {index: (room, cap.bytes) for index, room in rooms.items()} if cap.told else {}
+        try:
+            yield
+        finally:
+            self._told = before
 
     def reset_peak(self, device: int) -> None:
         self.allocator(device).statistics.reset_peak()
@@ -174,7 +211,7 @@ class Simulation:
         card = self.cards[index]
         return SimpleNamespace(
             name=card.name,
-            total_memory=card.total,
+            total_memory=self._told[index][1] if index in self._told else card.total,
             major=card.capability[0],
             minor=card.capability[1],
             multi_processor_count=card.processors,
@@ -209,11 +246,7 @@ class Simulation:
 
     def _space(self, place: int) -> bool:
         """Whether the addresses of a card can hold values."""
-        lowest, pieces = LOWEST + _shift(LOWEST, place), EXPANDABLE + _shift(EXPANDABLE, place)
-        found = max(
-            self._native.memleak_card_space(lowest, TOP - LOWEST),
-            self._native.memleak_card_space(pieces, _SPACE_OF_PIECES // 2),
-        )
+        found = max(self._native.memleak_card_space(lowest + _shift(lowest, place), size) for lowest, size in _SPACES)
         if found > 1:
             raise Unavailable(
                 "the simulated card needs address space, and the system refuses it: see ulimit -v, and whether "
@@ -227,6 +260,10 @@ def _allocators(cards: Sequence[Profile]) -> list[Allocator]:
     return [
         Allocator(card.total, others=card.context, settings=settings, device=index) for index, card in enumerate(cards)
     ]
+
+
+def _generators(cards: Sequence[Profile]) -> tuple[torch.Generator, ...]:
+    return tuple(torch.Generator() for _ in cards)
 
 
 def _shift(address: int, place: int) -> int:

@@ -7,7 +7,9 @@ decides something by it makes the run inconclusive, and the line is named.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from enum import IntEnum
 
 from pytest_memleak.upstream.where import caller, shown
@@ -22,6 +24,7 @@ class Asked(IntEnum):
     NUMBER = 0
     DECISION = 1
     OPERATION = 2
+    ELSEWHERE = 3
 
 
 class Unknowns:
@@ -34,14 +37,27 @@ class Unknowns:
         """Values that the program went by."""
         self.operations: Counter[str] = Counter()
         """Operations that torch has no shape function for."""
-
-    @property
-    def noticed(self) -> tuple[Counter[str], ...]:
-        return self.placeholders, self.decisions, self.operations
+        self.elsewhere: Counter[str] = Counter()
+        """Tensors whose memory is another card's, and is not counted on this one."""
 
     def reset(self) -> None:
-        for found in self.noticed:
+        for found in self._all():
             found.clear()
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Until the end nothing was read yet; then it is as before."""
+        before = [Counter(found) for found in self._all()]
+        self.reset()
+        try:
+            yield
+        finally:
+            for found, earlier in zip(self._all(), before, strict=True):
+                found.clear()
+                found.update(earlier)
+
+    def _all(self) -> tuple[Counter[str], ...]:
+        return self.placeholders, self.decisions, self.operations, self.elsewhere
 
     def answer(self, asked: int, what: bytes) -> float:
         """The stand-in for a value; called from the native part."""
@@ -49,7 +65,8 @@ class Unknowns:
         if asked == Asked.NUMBER:
             self.placeholders[place] += 1
             return PLACEHOLDER
-        (self.decisions if asked == Asked.DECISION else self.operations)[place] += 1
+        found = {Asked.DECISION: self.decisions, Asked.OPERATION: self.operations, Asked.ELSEWHERE: self.elsewhere}
+        found[Asked(asked)][place] += 1
         return 0.0
 
     def doubt(self) -> str | None:
@@ -58,6 +75,11 @@ class Unknowns:
             return f"the simulated card cannot run an operation: {_first(self.operations)}"
         if self.decisions:
             return f"the program went by a value that the simulated card does not have, at {_first(self.decisions)}"
+        if self.elsewhere:
+            return (
+                "a tensor was used that lies on another simulated card, and is not counted on this one, at "
+                f"{_first(self.elsewhere)}: make it in the program that is predicted"
+            )
         return None
 
 

@@ -15,7 +15,7 @@ namespace memleak {
 // Of all tensors of an operation together; beyond, its values are not computed.
 constexpr int64_t kMostElements = int64_t{1} << 18;
 
-enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2 };
+enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2, kElsewhere = 3 };
 
 // Tells Python that a value is asked for that nobody knows; what comes back is to stand in for it.
 double ask(Asked asked, const std::string& what);

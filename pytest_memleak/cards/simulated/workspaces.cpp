@@ -15,6 +15,7 @@ using Key = std::tuple<std::thread::id, c10::DeviceIndex, bool>;
 
 std::mutex mutex;
 std::map<Key, c10::DataPtr> taken;
+std::vector<decltype(taken)> aside;
 std::vector<int64_t> sizes;
 
 // What torch gives cuBLASLt, as recorded on an H200.
@@ -56,5 +57,20 @@ void memleak_card_release_workspaces(void) {
     const std::lock_guard<std::mutex> lock(workspaces::mutex);
     released.swap(workspaces::taken);
   }
+}
+
+// The workspaces of these cards stay as they are while others are there.
+void memleak_card_set_aside(void) {
+  const std::lock_guard<std::mutex> lock(workspaces::mutex);
+  workspaces::aside.emplace_back();
+  workspaces::aside.back().swap(workspaces::taken);
+}
+
+void memleak_card_take_back(void) {
+  decltype(workspaces::taken) released;
+  const std::lock_guard<std::mutex> lock(workspaces::mutex);
+  released.swap(workspaces::taken);
+  workspaces::taken.swap(workspaces::aside.back());
+  workspaces::aside.pop_back();
 }
 }

@@ -1,4 +1,4 @@
-"""What needs a process that has run no backward pass yet."""
+"""What needs a process whose simulated card nobody else has used."""
 
 from __future__ import annotations
 
