@@ -13,3 +13,4 @@
 #include "copies.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"
+#include "storages.cpp"
