@@ -14,4 +14,5 @@
 #include "workspaces.cpp"
 #include "kernels.cpp"
 #include "places.cpp"
+#include "storages.cpp"
 #include "threads.cpp"

@@ -90,6 +90,6 @@ void kernels_off();
 // ---- values.cpp
 
 // A block went back to the card: its values are gone.
-void forget_values(void* address);
+void forget_values(const void* address);
 
 }  // namespace memleak

@@ -362,6 +362,11 @@ int memleak_card_device(void) {
   return current;
 }
 
+// For torch's storages, which take an allocator as a number.
+uint64_t memleak_card_allocator(void) {
+  return reinterpret_cast<uint64_t>(static_cast<c10::Allocator*>(&memory));
+}
+
 void memleak_card_set_device(int device) {
   current = static_cast<Index>(device);
 }

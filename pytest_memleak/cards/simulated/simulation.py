@@ -17,7 +17,7 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, library
+from pytest_memleak.cards.simulated import faces, library, storages
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.schedule import Schedule
@@ -68,6 +68,7 @@ class Simulation:
             self._native.memleak_card_on(len(self.cards), self._take, self._give)
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
+            undo.enter_context(storages.of_card(self._native))
             undo.enter_context(self._choices)
             undo.enter_context(self.schedule)
             self._undo = undo.pop_all()
@@ -97,8 +98,7 @@ class Simulation:
         try:
             with self.unknowns.set_aside(), self.schedule.set_aside():
                 allocators = _allocators(cards)
-                places = [self._place_for(allocator) for allocator in allocators]
-                self._become(cards, allocators, places, _generators(cards), {})
+                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {})
                 self.set_current(0)
                 self.on()
                 yield
@@ -135,20 +135,26 @@ class Simulation:
         ]
         self._native.memleak_card_here((ctypes.c_uint64 * (2 * len(spaces)))(*itertools.chain(*spaces)), len(spaces))
 
-    def _place_for(self, allocator: Allocator) -> int:
-        """One in which nothing is alive any more."""
+    def _places_for(self, allocators: Sequence[Allocator]) -> list[int]:
+        """Some in which nothing is alive any more, each for one."""
+        found: list[int] = []
         for place in range(MOST_CARDS, 2 * MOST_CARDS):
             last = self._last_in.get(place)
+            if len(found) == len(allocators):
+                break
             if last is None:
                 holds_values = self._space(place)  # it is taken in any case
                 if self._holds_values and not holds_values:
                     break
             if last is None or not last.allocated:
-                self._last_in[place] = allocator
-                return place
-        raise Unavailable(
-            "there is no room for one more simulated card: tensors of earlier ones are alive that should be released"
-        )
+                found.append(place)
+        if len(found) < len(allocators):
+            raise Unavailable(
+                "there is no room for one more simulated card: tensors of earlier ones are alive that should be "
+                "released"
+            )
+        self._last_in.update(zip(found, allocators, strict=True))
+        return found
 
     # --- memory
 

@@ -99,7 +99,23 @@ OwnRandomness::~OwnRandomness() {
   generator_.set_state(theirs_);
 }
 
-void forget_values(void* address) {
+bool can_hold_values() {
+  return values::possible;
+}
+
+bool knows_values(const void* address) {
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  return values::known.count(address) > 0;
+}
+
+void learn_values(const void* address) {
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  if (values::possible) {
+    values::known.insert(address);
+  }
+}
+
+void forget_values(const void* address) {
   const std::lock_guard<std::mutex> lock(values::known_mutex);
   values::known.erase(address);
 }
@@ -117,8 +133,7 @@ void memleak_card_values(values::Unknown answer, int possible) {
 }
 
 int memleak_card_knows(const void* address) {
-  const std::lock_guard<std::mutex> lock(values::known_mutex);
-  return values::known.count(address) > 0;
+  return knows_values(address);
 }
 
 void memleak_card_forget(void* address) {

@@ -29,6 +29,11 @@ bool knows(const at::Tensor& tensor);
 // Something has been written to a tensor: all of it was known, or not.
 void written(const at::Tensor& tensor, bool is_known);
 
+// The same of whatever begins at an address, if memory can hold values at all.
+bool can_hold_values();
+bool knows_values(const void* address);
+void learn_values(const void* address);
+
 // The same memory, to be read and written by the CPU.
 at::Tensor values_of(const at::Tensor& tensor);
 

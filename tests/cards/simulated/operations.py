@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pytest_memleak.cards.allocator.trace import Action
-from pytest_memleak.cards.simulated.process import simulation_of
 from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.errors import Unavailable
+from tests.cards.simulated.conftest import Events
 
 operations: Any = importlib.import_module("benchmarks.operations")  # as loose as a script
 RECORDED = Path(operations.__file__).parent / "results" / "2026-11-20-operations-h200.json"
@@ -35,39 +32,6 @@ CHOSEN_BY_CUDNN = {
     "conv2d torch.float32 3x224 7/2",
     "conv2d torch.float32 64x56 3/1",
 }
-
-Events = Callable[[Callable[[], Any]], list[int]]
-
-
-@pytest.fixture
-def simulation() -> Iterator[Simulation]:
-    try:
-        made = simulation_of(cards_of(""))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    yield made
-    made.off()
-
-
-@pytest.fixture
-def events(simulation: Simulation) -> Events:
-    def of(run: Callable[[], Any]) -> list[int]:
-        found: list[int] = []
-        signs = {Action.ALLOC: 1, Action.FREE: -1}
-
-        def see(action: Action, address: int, size: int, stream: int) -> None:
-            if action in signs:
-                found.append(signs[action] * size)
-
-        undo = simulation.allocator(None).observe(see)
-        try:
-            run()
-        finally:
-            undo()
-        return found
-
-    return of
 
 
 def test_single_operations_take_what_they_took_on_a_card(events: Events) -> None:

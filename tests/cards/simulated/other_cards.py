@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from pytest_memleak.cards.simulated.process import simulation_of
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.errors import Unavailable
-
-
-@pytest.fixture
-def simulation() -> Iterator[Simulation]:
-    try:
-        made = simulation_of(cards_of(""))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    yield made
-    made.off()
 
 
 def test_the_own_card_is_as_it_was(simulation: Simulation) -> None:
@@ -41,6 +27,15 @@ def test_the_own_card_is_as_it_was(simulation: Simulation) -> None:
     del theirs  # released while another card is there
     assert torch.cuda.memory_stats() == before
     assert mine.sum().item() == 499500
+
+
+def test_each_card_has_addresses_of_its_own(simulation: Simulation) -> None:
+    with simulation.other_cards(cards_of("3xt4")):
+        made = [torch.full((4,), index, device=f"cuda:{index}") for index in range(3)]
+        assert len({one.data_ptr() for one in made}) == 3
+        assert [one.tolist() for one in made] == [[index] * 4 for index in range(3)]
+        del made
+        assert [torch.cuda.memory_allocated(index) for index in range(3)] == [0, 0, 0]
 
 
 def test_it_is_off_again_if_it_was(simulation: Simulation) -> None:
