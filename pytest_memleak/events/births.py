@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pytest_memleak.events.storages import cpu_storages
+from pytest_memleak.upstream.patches import Patch
 
 Listener = Callable[[torch.UntypedStorage, bool], None]
 """Gets the storage, and whether it lies in a file."""
@@ -59,7 +60,10 @@ def _install() -> None:
         _replace(owner, name, functools.partial(_making, mapped=True))
     for owner, name in _MAKING:
         _replace(owner, name, _making)
-    _replace(torch.UntypedStorage, "resize_", _resizing)
+    # The simulated card replaces it as well, and comes and goes in any order.
+    resizing = Patch(torch.UntypedStorage, "resize_", _resizing)
+    resizing.__enter__()
+    _undo.append(lambda: resizing.__exit__(None, None, None))
     _replace(torch.UntypedStorage, "__init__", _initialising)
 
 
