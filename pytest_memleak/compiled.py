@@ -37,6 +37,8 @@ class Compiled:
     links: Sequence[str] = ("c10",)
     headers: Sequence[Path] = ()
     """What the sources include of this package."""
+    checked_on: str = ""
+    """Releases of torch, where the sources rely on what torch may change."""
 
     def load(self) -> ctypes.PyDLL:
         """Built if need be; `Unavailable` with the reason if that does not work."""
@@ -58,6 +60,9 @@ class Compiled:
             return ctypes.PyDLL(str(target))
         except OSError as error:
             raise Unavailable(f"{self.words} was built anew but does not load: {error}") from error
+
+    def _torch_in_words(self) -> str:
+        return f"; torch is {torch.__version__}, and this is known to fit {self.checked_on}" if self.checked_on else ""
 
     def _cached_file(self) -> Path:
         key = "\n".join(
@@ -114,7 +119,7 @@ class Compiled:
                 first = next((line for line in said if "error" in line.lower()), said[0] if said else "it said nothing")
                 raise Unavailable(
                     f"the C++ compiler {shlex.join(compiler)} failed on {self.words} with status {done.returncode}: "
-                    f"{first}"
+                    f"{first}{self._torch_in_words()}"
                 )
             # Workers build at the same time; each renames a whole file, and any of them will do.
             built.replace(target)

@@ -286,3 +286,26 @@ def test_each_of_several_devices_must_hold(run_on_gpu: Run, records: Records) ->
     by_device = {one["device"]: one["verdict"] for one in records()["test_second_device_breaks_it"]["results"]}
     assert by_device == {"cuda:0": "pass", "cuda:1": "fail"}
     result.stdout.fnmatch_lines(["*still held after the test 1 MiB > limit 0 B (allocated on cuda:1, measured)*"])
+
+
+def test_simulated_card_beside_it(pytester: pytest.Pytester) -> None:
+    """Refused with what to do; and a torch that it would not fit takes nothing from a real card."""
+    pytester.makepyfile(
+        changed_torch="import sys\nsys.modules['pytest_memleak.cards.simulated.faces'] = None\n",
+        test_it="""
+        import pytest, torch
+
+        @pytest.mark.gpu_cap("1G")
+        @pytest.mark.max_peak("1MiB")
+        def test_it(card):
+            torch.empty(1000, device=card.device)
+        """,
+    )
+    pytester.syspathinsert()
+    arguments = ("-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess(*arguments, "--gpu-backend=simulated")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*--gpu-backend on the command line: this machine has an accelerator (cuda)*or hide the card*"]
+    )
+    pytester.runpytest_subprocess(*arguments, "-p", "changed_torch").assert_outcomes(passed=1)

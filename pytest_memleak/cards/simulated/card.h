@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/Device.h>
+#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
@@ -62,6 +63,16 @@ class InPython {
 };
 
 bool python_is_there();
+
+// torch warns of a kernel that takes the place of another, which is the purpose here.
+class Unwarned {
+ private:
+  struct Silence final : c10::WarningHandler {
+    void process(const c10::Warning&) override {}
+  };
+  Silence silence_;
+  c10::WarningUtils::WarningHandlerGuard guard_{&silence_};
+};
 
 // ---- attention.cpp
 

@@ -389,6 +389,7 @@ void memleak_card_on(int count, Take taking, Give giving) {
   void** const face = face_of_hooks();
   their_face = *face;
   *face = *reinterpret_cast<void**>(&hooks);
+  const Unwarned unwarned;
   operations =
       std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::CUDA, __FILE__, __LINE__);
   operations->impl("empty.memory_format", TORCH_FN(empty));

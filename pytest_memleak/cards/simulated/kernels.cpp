@@ -132,10 +132,6 @@ torch::Library& library_of(const std::string& name_space) {
   return *found;
 }
 
-struct Silence final : c10::WarningHandler {
-  void process(const c10::Warning&) override {}
-};
-
 }  // namespace
 
 void kernels_on() {
@@ -163,9 +159,7 @@ using namespace memleak;
 
 // An operation that torch or another library does in some other way goes to the kernel of all operations, too.
 void memleak_card_take_over(const char* name_space, const char* name) {
-  // That one kernel takes the place of another is the purpose.
-  Silence silence;
-  const c10::WarningUtils::WarningHandlerGuard silent(&silence);
+  const Unwarned unwarned;
   library_of(name_space).impl(name, torch::CppFunction::makeFromBoxedFunction<&run>());
 }
 }

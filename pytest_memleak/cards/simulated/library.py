@@ -32,12 +32,16 @@ _PARTS = (
     "scratch.h",
     "values.h",
 )
+CHECKED_ON = "2.6, 2.11 (both built for CUDA) and 2.13 (for the CPU)"
+"""The releases of torch whose private parts the card is known to fit."""
+
 _LIBRARY = Compiled(
     "the simulated card",
     "card",
     (Path(__file__).with_name("card.cpp"),),
     headers=tuple(Path(__file__).with_name(name) for name in _PARTS),
     links=("c10", "torch_cpu"),
+    checked_on=CHECKED_ON,
 )
 
 Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)

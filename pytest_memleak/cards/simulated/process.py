@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
+from pytest_memleak.cards.simulated import library
 from pytest_memleak.cards.simulated.profiles import Profile, cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.cards.simulated.trial import Differs, try_out
 from pytest_memleak.errors import MemleakError, Unavailable
 
-_KNOWN = "2.6 (built for CUDA) and 2.13 (for the CPU)"
-"""The releases of torch that its private parts were checked on."""
 _made: list[Simulation] = []
 _refused: list[str] = []
 
@@ -66,9 +66,10 @@ def _make(cards: Sequence[Profile]) -> Simulation:
     except MemleakError:
         raise
     except Exception as error:  # torch's private parts are what it stands on: any error here means that they changed
+        said = next(iter(str(error).splitlines()), "")
         raise Unavailable(
-            f"torch {torch.__version__} does not take the simulated card, which was checked on torch {_KNOWN}: "
-            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            f"torch {torch.__version__} does not take the simulated card, which is known to fit torch "
+            f"{library.CHECKED_ON}: {said if isinstance(error, Differs) else f'{type(error).__name__}: {said}'}"
         ) from error
     return made
 
@@ -77,15 +78,6 @@ def _begin(made: Simulation) -> None:
     """On for a moment: what is made once for the whole process is there before anybody counts: it is no test's leak."""
     made.on()
     try:
-        made.begin_threads()
-        start = torch.rand(1, device="cuda", requires_grad=True)
-        start.clone().backward()  # type: ignore[no-untyped-call]
-        del start
-        made.release_workspaces()
-        made.empty_cache()
-        made.unknowns.reset()
-        for index in range(len(made.cards)):
-            made.reset_peak(index)
-            made.reset_accumulated(index)
+        try_out(made)
     finally:
         made.off()
