@@ -68,12 +68,6 @@ def named_holders(item: Any) -> dict[str, object]:
     return named
 
 
-def forget_failure(item: pytest.Item) -> None:
-    """The test is no failure, whatever its `unittest.TestCase` recorded."""
-    if recorded := getattr(item, "_excinfo", None):
-        recorded.clear()
-
-
 def recorded_failure(item: pytest.Item) -> BaseException | None:
     """What a `unittest.TestCase` test raised: pytest keeps it on the item instead of letting it through."""
     recorded = getattr(item, "_excinfo", None)

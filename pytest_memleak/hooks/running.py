@@ -90,8 +90,6 @@ class RunningTest:
         """The body returned; that of a `unittest.TestCase` may have failed all the same."""
         if (recorded := insides.recorded_failure(self.item)) is not None:
             self.body_failed(recorded)
-            if self.undecided:
-                insides.forget_failure(self.item)
             return
         self.measurement.body_ended()
         self.body_over = self.body_passed = True
