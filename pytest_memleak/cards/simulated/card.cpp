@@ -11,5 +11,6 @@
 #include "certain.cpp"
 #include "shapes.cpp"
 #include "copies.cpp"
+#include "marks.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"

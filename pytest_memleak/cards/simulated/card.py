@@ -12,7 +12,6 @@ from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
-from pytest_memleak.wording import plural
 
 
 class SimulatedCard:
@@ -57,13 +56,7 @@ class SimulatedCard:
         return self._simulation.unknowns.doubt()
 
     def remarks(self) -> tuple[str, ...]:
-        placeholders = self._simulation.unknowns.placeholders
-        if not placeholders:
-            return ()
-        first, *more = placeholders
-        rest = f" and {plural(len(more), 'other line')}" if more else ""
-        count = plural(sum(placeholders.values()), "value that was", "values that were")
-        return (f"{count} read and that nobody knows: placeholders, at {first}{rest}",)
+        return tuple(self._simulation.unknowns.remarks())
 
     def info(self, cap: Cap | None) -> CardInfo:
         card, count = self._simulation.cards[0], len(self._simulation.cards)

@@ -52,6 +52,7 @@ _NATIVE = frozenset(
         "set_.source_Storage",
         "copy_",
         "_local_scalar_dense",
+        "is_nonzero",
     )
 )
 # Their kernels for cards call CUDA code of their own; they say what shape their results have.

@@ -15,6 +15,7 @@ _PARTS = (
     "copies.cpp",
     "device.cpp",
     "kernels.cpp",
+    "marks.cpp",
     "operation.cpp",
     "reduction.cpp",
     "scratch.cpp",
@@ -24,6 +25,7 @@ _PARTS = (
     "call.h",
     "card.h",
     "kernels.h",
+    "marks.h",
     "operation.h",
     "reduction.h",
     "scratch.h",
@@ -39,7 +41,7 @@ _LIBRARY = Compiled(
 
 Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
 Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-Answer = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int, ctypes.c_char_p)
+Answer = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 
 
 def load() -> ctypes.PyDLL:
@@ -50,7 +52,7 @@ def load() -> ctypes.PyDLL:
         "refuse": (None, [ctypes.c_char_p]),
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
-        "values": (None, [Answer, ctypes.c_int]),
+        "values": (None, [Answer, ctypes.c_double, ctypes.c_int]),
         "facts": (None, [ctypes.c_int] * 6),
         "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
         "release_workspaces": (None, []),

@@ -16,10 +16,10 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, library
+from pytest_memleak.cards.simulated import faces, library, readings
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
-from pytest_memleak.cards.simulated.unknowns import Unknowns
+from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
 from pytest_memleak.errors import Unavailable
 
 # A place in the address space that no system uses by itself; each card has a terabyte there, and as much for what is
@@ -37,12 +37,13 @@ class Simulation:
     def __init__(self, cards: Sequence[Profile]) -> None:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
+        self._ever_on = False
         self._become(cards, _allocators(cards), range(len(cards)))
         self.unknowns = Unknowns()
         self._answer = library.Answer(self.unknowns.answer)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
-        self._native.memleak_card_values(self._answer, self._holds_values)
+        self._native.memleak_card_values(self._answer, PLACEHOLDER, self._holds_values)
         self._last_in: dict[int, Allocator] = {}
         """Of the places for other cards those that were used, and by whom last."""
         self._owners: dict[int, tuple[Allocator, int]] = {}
@@ -62,8 +63,12 @@ class Simulation:
             self._native.memleak_card_on(len(self.cards), self._take, self._give)
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
+            undo.enter_context(readings.labelled(self.unknowns))
             undo.enter_context(self._choices)
             self._undo = undo.pop_all()
+        if not self._ever_on:
+            self._ever_on = True
+            readings.for_good()
 
     def off(self) -> None:
         """What is still alive stays accounted; no operation runs on it any more."""
@@ -75,7 +80,7 @@ class Simulation:
     def other_cards(self, cards: Sequence[Profile]) -> Iterator[None]:
         """Until the end the process has these, empty ones, and they are on. What lives on its own is left alone."""
         own, was_on, at = (self.cards, self._allocators, self._places), self.is_on, self.current()
-        known = (self.unknowns.placeholders, self.unknowns.decisions, self.unknowns.operations)
+        known = self.unknowns.counters()
         before = [Counter(found) for found in known]
         self.off()
         self.release_workspaces()
