@@ -149,7 +149,7 @@ def _table(records: Sequence[TestRecord], width: int) -> Iterator[Line]:
 
 def _tests(records: Sequence[TestRecord], verbosity: int, width: int) -> Iterator[Line]:
     for record in records:
-        if not record.results and not record.blocks:
+        if not record.results and not record.blocks and not record.notes:
             continue
         worker = f"[{record.worker}] " if record.worker else ""
         yield Line(worker + shortened(record.nodeid, max(width - len(worker), 1)), {"bold": True})

@@ -308,7 +308,7 @@ def test_what_the_card_cannot_know_is_an_error_and_no_verdict(run_apart: Run, re
     assert "test_it.py:8" in undecided["message"]
     assert told["test_peak_may_be_another"]["results"][0]["check"] == "max_peak"
     (note,) = told["test_only_reads_it"]["notes"]
-    assert note.startswith("1 value that was read and that nobody knows: placeholders, at test_it.py:")
+    assert note.startswith("1 value that was read and that nobody knows: placeholders (1.0 each), at test_it.py:")
 
 
 def test_report_mode_fails_nothing_of_it(run_apart: Run) -> None:

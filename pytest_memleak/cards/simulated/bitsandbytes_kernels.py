@@ -8,7 +8,6 @@ bitsandbytes imports its own only where a card was there in time.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -31,8 +30,7 @@ Kernel = Callable[..., Any]
 class BitsandbytesKernels:
     """The kernels for one set of cards: what they choose by, they ask for once."""
 
-    def __init__(self, native: ctypes.PyDLL) -> None:
-        self._native = native
+    def __init__(self) -> None:
         self._kernels: dict[str, Kernel] = {}
         self._undo = contextlib.ExitStack()
 
@@ -76,11 +74,11 @@ class BitsandbytesKernels:
         is_written = [_is_written(argument) for argument in operation._schema.arguments]
 
         def run(*given: Any) -> Any:
-            copies = self._copies(given)
+            copies = _copies(given)
             results = kernel(*given)
             written = [value for value, writes in zip(given, is_written, strict=False) if writes]
             for tensor in _tensors(written):
-                self._native.memleak_card_forget(tensor.untyped_storage().data_ptr())
+                torch.ops.memleak_card.forget(tensor)
             if copies is not None:
                 with contextlib.suppress(NotImplementedError):  # it has none for the CPU: the values stay unknown
                     computed = operation(*copies)
@@ -95,16 +93,14 @@ class BitsandbytesKernels:
 
         return run
 
-    def _copies(self, given: tuple[Any, ...]) -> list[Any] | None:
-        """The same on the CPU; None if not all values are known, or if there are too many."""
-        tensors = list(_tensors(given))
-        if sum(tensor.numel() for tensor in tensors) > _MOST_VALUES or not all(map(self._knows, tensors)):
-            return None
-        return [value.cpu() if isinstance(value, torch.Tensor) else value for value in given]
 
-    def _knows(self, tensor: torch.Tensor) -> bool:
-        storage = tensor.untyped_storage()
-        return storage.nbytes() == 0 or bool(self._native.memleak_card_knows(storage.data_ptr()))
+def _copies(given: tuple[Any, ...]) -> list[Any] | None:
+    """The same on the CPU; None if not all values are known, or if there are too many."""
+    tensors = list(_tensors(given))
+    few = sum(tensor.numel() for tensor in tensors) <= _MOST_VALUES
+    if not few or not all(map(torch.ops.memleak_card.knows, tensors)):
+        return None
+    return [value.cpu() if isinstance(value, torch.Tensor) else value for value in given]
 
 
 def _with_silent_library() -> dict[str, Kernel]:

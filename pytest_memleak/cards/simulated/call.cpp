@@ -88,7 +88,7 @@ bool Call::all_known() const {
   int64_t elements = 0;
   bool found = true;
   each_read([&](const at::Tensor& tensor) {
-    elements += tensor.numel();
+    elements += on_card(tensor) ? tensor.numel() : 0;
     found = found && elements <= kMostElements && knows(tensor);
   });
   return found;

@@ -82,11 +82,7 @@ class Call {
   void each_read(const Each& each) const {
     for (size_t index = 0; index < arguments_.size(); ++index) {
       if (operation_.is_read[index]) {
-        each_tensor(arguments_[index], [&](const at::Tensor& tensor) {
-          if (on_card(tensor)) {
-            each(tensor);
-          }
-        });
+        each_tensor(arguments_[index], each);
       }
     }
   }
@@ -94,7 +90,7 @@ class Call {
   template <typename Each>
   void each_written(const Each& each) const {
     for (size_t index = 0; index < arguments_.size(); ++index) {
-      if (operation_.is_written[index]) {
+      if (operation_.is_written[index] && index != operation_.left_alone) {
         each_tensor(arguments_[index], each);
       }
     }

@@ -11,6 +11,7 @@
 #include "certain.cpp"
 #include "shapes.cpp"
 #include "copies.cpp"
+#include "marks.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"
 #include "places.cpp"

@@ -9,11 +9,9 @@ from dataclasses import replace
 from pytest_memleak.cards.capping import enforced
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
-from pytest_memleak.wording import plural
 
 
 class SimulatedCard:
@@ -60,7 +58,7 @@ class SimulatedCard:
 
     def remarks(self) -> tuple[str, ...]:
         simulation = self._simulation
-        return tuple(filter(None, (_placeholders_of(simulation.unknowns), simulation.schedule.remark())))
+        return tuple(filter(None, (*simulation.unknowns.remarks(), simulation.schedule.remark())))
 
     def info(self, cap: Cap | None) -> CardInfo:
         card, count = self._simulation.cards[0], len(self._simulation.cards)
@@ -96,12 +94,3 @@ class SimulatedCard:
         )
         for index, total in enumerate(totals):
             simulation.allocator(index).total = total
-
-
-def _placeholders_of(unknowns: Unknowns) -> str | None:
-    if not unknowns.placeholders:
-        return None
-    first, *more = unknowns.placeholders
-    rest = f" and {plural(len(more), 'other line')}" if more else ""
-    count = plural(sum(unknowns.placeholders.values()), "value that was", "values that were")
-    return f"{count} read and that nobody knows: placeholders, at {first}{rest}"

@@ -8,14 +8,14 @@ namespace memleak {
 namespace {
 
 bool known_to_be_all(const c10::IValue& value, bool truth) {
-  if (!value.isTensor() || !on_card(value.toTensor()) || value.toTensor().scalar_type() != at::kBool) {
+  if (!value.isTensor() || !value.toTensor().defined() || value.toTensor().scalar_type() != at::kBool) {
     return false;
   }
   const at::Tensor& tensor = value.toTensor();
   if (tensor.numel() > kMostElements || !knows(tensor)) {
     return false;
   }
-  const at::Tensor values = values_of(tensor);
+  const at::Tensor values = on_card(tensor) ? values_of(tensor) : tensor;
   return truth ? values.all().item<bool>() : !values.any().item<bool>();
 }
 

@@ -51,6 +51,7 @@ _NATIVE = frozenset(
         "set_.source_Storage",
         "copy_",
         "_local_scalar_dense",
+        "is_nonzero",
     )
 )
 # From here on torch's wheels come with a cuDNN that it prefers for attention (newer than 9.15).
@@ -63,7 +64,7 @@ class Choices:
     def __init__(self, native: ctypes.PyDLL, cards: Sequence[Profile]) -> None:
         self._native = native
         self._cards = cards
-        self._bitsandbytes = BitsandbytesKernels(native)
+        self._bitsandbytes = BitsandbytesKernels()
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Choices:

@@ -1,9 +1,12 @@
 // Values that go to the card, come back from it, or are read one at a time.
 
 #include "kernels.h"
+#include "marks.h"
 
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/is_nonzero.h>
+#include <ATen/ops/zeros.h>
 
 namespace memleak {
 namespace {
@@ -33,25 +36,23 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& from, bool non_blocking) {
     }
     if (knows(source)) {
       self.copy_(values_of(source));
-    } else if (at::isFloatingType(self.scalar_type()) || at::isComplexType(self.scalar_type())) {
-      const double stand_in = ask(Asked::kNumber, described(source));
-      if (small) {
-        self.fill_(stand_in);
-      }
-    } else {
-      ask(Asked::kDecision, described(source));
-      self.zero_();
+      return self;
     }
+    if (small) {
+      self.fill_(placeholder(self.scalar_type()));
+    }
+    mark_written(self);
     return self;
   }
   if (!on_card(source)) {
     if (!self.is_contiguous()) {
       stage(self);
     }
-    if (small && source.device().is_cpu()) {
+    const bool is_known = small && source.device().is_cpu() && knows(source);
+    if (is_known) {
       values_of(self).copy_(source);
     }
-    written(self, small && source.device().is_cpu());
+    written(self, is_known);
     return self;
   }
   if (self.device() != source.device() &&
@@ -70,11 +71,20 @@ at::Scalar number_of(const at::Tensor& self) {
   if (knows(self)) {
     return at::_local_scalar_dense(values_of(self));
   }
-  if (at::isFloatingType(self.scalar_type())) {
-    return ask(Asked::kNumber, described(self));
+  const bool number = at::isFloatingType(self.scalar_type()) || at::isComplexType(self.scalar_type());
+  ask(number ? Asked::kNumber : Asked::kDecision, described(self));
+  const at::Scalar found = placeholder(self.scalar_type());
+  return self.scalar_type() == at::kBool ? at::Scalar(found.toBool()) : found;
+}
+
+bool truth_of(const at::Tensor& self) {
+  if (knows(self)) {
+    return at::is_nonzero(values_of(self));
   }
-  const double stand_in = ask(Asked::kDecision, described(self));
-  return self.scalar_type() == at::kBool ? at::Scalar(stand_in != 0) : at::Scalar(static_cast<int64_t>(stand_in));
+  if (self.numel() == 1) {
+    ask(Asked::kDecision, described(self));
+  }
+  return at::is_nonzero(at::zeros(self.sizes()));  // which has torch's words for a tensor of several values
 }
 
 }  // namespace memleak

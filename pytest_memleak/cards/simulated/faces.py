@@ -1,8 +1,8 @@
 """What programs see of the simulated card: `torch.cuda` and `torch.accelerator` answer as for a card that is there.
 
-With storages.py the one file of this room that touches torch's private API. torch's own Python functions stay as they
-are; what they ask torch._C for, which a torch without CUDA does not have, is answered here. Checked on torch 2.11 and
-2.13.
+torch's own Python functions stay as they are; what they ask torch._C for, which a torch without CUDA does not have, is
+answered here. This is all of torch's private API on Python's side, but for storages.py and a few names in choices.py
+and readings.py. Checked on torch 2.6, 2.11 and 2.13.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 
 
 #include "kernels.h"
+#include "marks.h"
 
 #include <torch/library.h>
 
@@ -141,8 +142,10 @@ void kernels_on() {
   torch::Library& aten = library_of("aten");
   aten.impl("copy_", TORCH_FN(copy_));
   aten.impl("_local_scalar_dense", TORCH_FN(number_of));
+  aten.impl("is_nonzero", TORCH_FN(truth_of));
   aten.impl("_fused_sdp_choice", TORCH_FN(attention_choice));
   attention_on();
+  follow_marks();
 }
 
 void kernels_off() {

@@ -51,5 +51,6 @@ void take_workspace(c10::Device device, bool light);
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& from, bool non_blocking);
 at::Scalar number_of(const at::Tensor& self);
+bool truth_of(const at::Tensor& self);
 
 }  // namespace memleak

@@ -15,6 +15,7 @@ _PARTS = (
     "copies.cpp",
     "device.cpp",
     "kernels.cpp",
+    "marks.cpp",
     "operation.cpp",
     "places.cpp",
     "reduction.cpp",
@@ -27,6 +28,7 @@ _PARTS = (
     "call.h",
     "card.h",
     "kernels.h",
+    "marks.h",
     "operation.h",
     "reduction.h",
     "scratch.h",
@@ -46,7 +48,7 @@ _LIBRARY = Compiled(
 
 Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
 Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-Answer = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int, ctypes.c_char_p)
+Answer = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 
 
 def load() -> ctypes.PyDLL:
@@ -60,9 +62,7 @@ def load() -> ctypes.PyDLL:
         "allocator": (ctypes.c_uint64, []),
         "copy_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "replace_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
-        "values": (None, [Answer, ctypes.c_int]),
-        "knows": (ctypes.c_int, [ctypes.c_void_p]),
-        "forget": (None, [ctypes.c_void_p]),
+        "values": (None, [Answer, ctypes.c_double, ctypes.c_int]),
         "facts": (None, [ctypes.c_int] * 6),
         "workspace": (None, [ctypes.c_int, ctypes.c_int64]),
         "release_workspaces": (None, []),

@@ -17,14 +17,40 @@ bool one_of(const std::string& name, std::initializer_list<const char*> names) {
 
 namespace {
 
+// The arguments by whose values the results are as large as they are, or are true.
+std::vector<size_t> sized_by(const std::string& name, const std::string& overload) {
+  if (name == "equal") {
+    return {0, 1};
+  }
+  if (name == "masked_select") {
+    return {1};
+  }
+  const bool by_first = one_of(
+      name,
+      {"nonzero", "_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount"});
+  return by_first || (name == "repeat_interleave" && overload == "Tensor") ? std::vector<size_t>{0}
+                                                                           : std::vector<size_t>{};
+}
+
+// And those that torch goes by on its way there, on the CPU.
+std::vector<size_t> decided_on_the_way(const std::string& name, const std::string& overload) {
+  if (name == "_pack_padded_sequence" || (name == "tensor_split" && overload == "tensor_indices_or_sections")) {
+    return {1};
+  }
+  if (one_of(name, {"allclose", "_choose_qparams_per_tensor"})) {
+    return name == "allclose" ? std::vector<size_t>{0, 1} : std::vector<size_t>{0};
+  }
+  return name == "ctc_loss" && overload == "Tensor" ? std::vector<size_t>{2, 3} : std::vector<size_t>{};
+}
+
 Operation read_schema(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
   Operation found;
   found.name = schema.name().substr(schema.name().find("::") + 2);
   const bool writes_only = one_of(
       found.name,
-      {"fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "geometric_",
-       "cauchy_"});
+      {"copy_", "_foreach_copy_", "fill_", "zero_", "_foreach_zero_", "normal_", "uniform_", "random_", "bernoulli_",
+       "exponential_", "log_normal_", "geometric_", "cauchy_"});
   std::map<c10::Symbol, int> base;
   for (size_t index = 0; index < schema.arguments().size(); ++index) {
     const c10::Argument& argument = schema.arguments()[index];
@@ -52,11 +78,17 @@ Operation read_schema(const c10::OperatorHandle& op) {
   found.only_views = !found.view_of.empty() &&
       std::all_of(found.view_of.begin(), found.view_of.end(), [](int base) { return base >= 0; });
   found.random = op.hasTag(at::Tag::nondeterministic_seeded);
-  found.shape_from_values = one_of(
+  found.decided_by = sized_by(found.name, schema.overload_name());
+  found.shape_from_values = !found.decided_by.empty();
+  if (!found.shape_from_values) {
+    found.decided_by = decided_on_the_way(found.name, schema.overload_name());
+  }
+  found.composite = op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+      !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
+  found.makes_own_values = one_of(
       found.name,
-      {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive",
-       "unique_dim_consecutive", "bincount", "equal"}) ||
-      (found.name == "repeat_interleave" && schema.overload_name() == "Tensor");
+      {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_zeros",
+       "new_ones", "new_full", "new_empty_strided"});
   found.takes_cpu =
       one_of(found.name, {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"});
   found.product = one_of(found.name, {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"});
@@ -67,6 +99,9 @@ Operation read_schema(const c10::OperatorHandle& op) {
     found.order = {1, 0};
   } else if (found.name == "_scaled_dot_product_efficient_attention") {
     found.on_cpu_from = 2;  // the state of the random numbers
+  }
+  if (found.name == "_amp_foreach_non_finite_check_and_unscale_") {
+    found.left_alone = 1;
   }
   found.scratch = scratch_of(found.name);
   return found;

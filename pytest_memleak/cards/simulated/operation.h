@@ -25,6 +25,10 @@ struct Operation {
   bool product = false;
   bool only_views = false;
   bool cudnn_attention = false;
+  bool composite = false;  // on the CPU: torch puts it together from others
+  bool makes_own_values = false;  // takes but a shape from its arguments
+  std::vector<size_t> decided_by;  // arguments by whose values the shapes of the results go, or results that are no tensors
+  size_t left_alone = SIZE_MAX;  // an argument that is written to for numbers alone that are not finite
   size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
   Scratch scratch;
 };

@@ -66,7 +66,7 @@ Stack by_values(const Call& call, const Operation& operation, at::ArrayRef<c10::
   }
   at::Tensor first;
   call.each_read([&](const at::Tensor& tensor) {
-    if (!first.defined()) {
+    if (!first.defined() && on_card(tensor)) {
       first = tensor;
     }
   });

@@ -17,11 +17,11 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, library, storages
+from pytest_memleak.cards.simulated import faces, library, readings, storages
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.schedule import Schedule
-from pytest_memleak.cards.simulated.unknowns import Unknowns
+from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.plan import Cap
 
@@ -42,13 +42,14 @@ class Simulation:
     def __init__(self, cards: Sequence[Profile]) -> None:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
+        self._ever_on = False
         self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
         self.unknowns = Unknowns()
         self.schedule = Schedule()
         self._answer = library.Answer(self.unknowns.answer)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
-        self._native.memleak_card_values(self._answer, self._holds_values)
+        self._native.memleak_card_values(self._answer, PLACEHOLDER, self._holds_values)
         self._last_in: dict[int, Allocator] = {}
         """Of the places for other cards those that were used, and by whom last."""
         self._owners: dict[int, tuple[Allocator, int]] = {}
@@ -69,9 +70,13 @@ class Simulation:
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
             undo.enter_context(storages.of_card(self._native))
+            undo.enter_context(readings.labelled(self.unknowns))
             undo.enter_context(self._choices)
             undo.enter_context(self.schedule)
             self._undo = undo.pop_all()
+        if not self._ever_on:
+            self._ever_on = True
+            readings.for_good()
 
     def off(self) -> None:
         """What is still alive stays accounted; no operation runs on it any more."""

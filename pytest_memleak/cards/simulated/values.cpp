@@ -2,6 +2,8 @@
 
 #include "values.h"
 
+#include "marks.h"
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/from_blob.h>
 
@@ -10,9 +12,10 @@
 namespace memleak {
 namespace values {
 
-using Unknown = double (*)(int asked, const char* what);
+using Unknown = void (*)(int asked, const char* what);
 
 Unknown unknown = nullptr;
+double stand_in = 0;
 bool possible = false;
 std::mutex known_mutex;
 std::unordered_set<const void*> known;
@@ -39,9 +42,16 @@ std::string described(const at::Tensor& tensor) {
   return text + "]";
 }
 
-double ask(Asked asked, const std::string& what) {
+void ask(Asked asked, const std::string& what) {
   const InPython in_python;
-  return values::unknown(static_cast<int>(asked), what.c_str());
+  values::unknown(static_cast<int>(asked), what.c_str());
+}
+
+at::Scalar placeholder(at::ScalarType type) {
+  if (at::isComplexType(type)) {
+    return c10::complex<double>(values::stand_in, 0);
+  }
+  return at::isFloatingType(type) ? at::Scalar(values::stand_in) : at::Scalar(0);
 }
 
 bool on_card(const at::Tensor& tensor) {
@@ -49,6 +59,12 @@ bool on_card(const at::Tensor& tensor) {
 }
 
 bool knows(const at::Tensor& tensor) {
+  if (!on_card(tensor)) {
+    return !marked(tensor);
+  }
+  if (tensor.unsafeGetTensorImpl()->is_python_dispatch() || !tensor.has_storage()) {
+    return true;  // another library's, with tensors inside that are asked for themselves
+  }
   const c10::Storage& storage = tensor.storage();
   if (storage.nbytes() == 0) {
     return true;
@@ -126,17 +142,11 @@ extern "C" {
 
 using namespace memleak;
 
-// What Python answers where a value is asked for that nobody knows, and whether memory can hold values at all.
-void memleak_card_values(values::Unknown answer, int possible) {
+// What Python answers where a value is asked for that nobody knows, what stands in for a floating-point number, and whether
+// memory can hold values at all.
+void memleak_card_values(values::Unknown answer, double stand_in, int possible) {
   values::unknown = answer;
+  values::stand_in = stand_in;
   values::possible = possible != 0;
-}
-
-int memleak_card_knows(const void* address) {
-  return knows_values(address);
-}
-
-void memleak_card_forget(void* address) {
-  forget_values(address);
 }
 }

@@ -17,16 +17,21 @@ constexpr int64_t kMostElements = int64_t{1} << 18;
 
 enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2, kElsewhere = 3 };
 
-// Tells Python that a value is asked for that nobody knows; what comes back is to stand in for it.
-double ask(Asked asked, const std::string& what);
+// Tells Python that a value is asked for that nobody knows.
+void ask(Asked asked, const std::string& what);
+
+// What stands in for it.
+at::Scalar placeholder(at::ScalarType type);
 
 // For the message about it.
 std::string described(const at::Tensor& tensor);
 
 bool on_card(const at::Tensor& tensor);
+
+// Whether the values of a tensor, on the card or on the CPU, are those that a real card would have come to.
 bool knows(const at::Tensor& tensor);
 
-// Something has been written to a tensor: all of it was known, or not.
+// Something has been written to a tensor of the card: all of it was known, or not.
 void written(const at::Tensor& tensor, bool is_known);
 
 // The same of whatever begins at an address, if memory can hold values at all.
@@ -34,7 +39,7 @@ bool can_hold_values();
 bool knows_values(const void* address);
 void learn_values(const void* address);
 
-// The same memory, to be read and written by the CPU.
+// The memory of a tensor of the card, to be read and written by the CPU.
 at::Tensor values_of(const at::Tensor& tensor);
 
 // Random numbers that leave the program's own alone, as a card's generator does.

@@ -21,3 +21,7 @@ def test_bitsandbytes(first: bool, pytester: pytest.Pytester, monkeypatch: pytes
         pytest.skip("bitsandbytes is not installed")
     monkeypatch.setenv("BITSANDBYTES_FIRST", "1" if first else "")
     run_alone(pytester, Path(__file__).with_name("quantized.py"))
+
+
+def test_values(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("values.py"))
