@@ -56,8 +56,8 @@ class Prediction:
     """Why the program may go another way on a real card; then none of the numbers can be relied on."""
     placeholders: int = 0
     """Numbers that the program read and that nobody knows: a loss to log, a norm."""
-    schedule: str | None = None
-    """The order that threads of a load ran in, where it is the prediction's choice."""
+    presumed: tuple[str, ...] = ()
+    """What was the prediction's choice, where a card would decide: the order in which threads of a load run."""
 
     def __str__(self) -> str:
         rows = {
@@ -74,8 +74,7 @@ class Prediction:
         if self.placeholders:
             count = plural(self.placeholders, "value that was", "values that were")
             lines.append(f"  {count} read and that nobody knows: placeholders")
-        if self.schedule:
-            lines.append(f"  {self.schedule}")
+        lines += [f"  {remark}" for remark in self.presumed]
         if self.at_peak:
             lines += ["  alive when most was allocated:", *(f"    {line}" for line in lines_of(self.at_peak))]
         return "\n".join(lines)
@@ -126,7 +125,7 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
             refused=contents.refused,
             doubt=simulation.unknowns.doubt(),
             placeholders=sum(simulation.unknowns.placeholders.values()),
-            schedule=simulation.schedule.remark(),
+            presumed=simulation.presumptions.remarks(),
         )
 
 

@@ -173,7 +173,7 @@ def _data(
         "reserved": full.reserved,
         "host_peak": full.host_peak,
         "peak_in": needs.stage,
-        "schedule": full.schedule,
+        "presumed": list(full.presumed),
         "at_peak": [dataclasses.asdict(one) for one in full.at_peak],
         "smallest_card": smallest and {"name": smallest.prediction.card.name, "total": smallest.prediction.card.total},
         "versions": {name: metadata.version(name) for name in _PACKAGES if find_spec(name)},
@@ -201,8 +201,8 @@ def _text(data: dict[str, Any], needs: Answer) -> str:
         if smallest
         else f"none of {', '.join(PROFILES)} (predicted)",
     }
-    if data["schedule"]:
-        rows["schedule"] = data["schedule"]
+    if data["presumed"]:
+        rows["presumed"] = "; ".join(data["presumed"])
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {text}" for name, text in rows.items()]
     alive = [f"  {line}" for line in lines_of(needs.prediction.at_peak)]

@@ -31,7 +31,7 @@ class SimulatedCard:
 
     def begin(self) -> None:
         self._simulation.unknowns.reset()
-        self._simulation.schedule.reset()
+        self._simulation.presumptions.reset()
 
     def gauges(self) -> list[SharedGauge]:
         simulation = self._simulation
@@ -58,7 +58,7 @@ class SimulatedCard:
 
     def remarks(self) -> tuple[str, ...]:
         simulation = self._simulation
-        return tuple(filter(None, (*simulation.unknowns.remarks(), simulation.schedule.remark())))
+        return *simulation.unknowns.remarks(), *simulation.presumptions.remarks()
 
     def info(self, cap: Cap | None) -> CardInfo:
         card, count = self._simulation.cards[0], len(self._simulation.cards)

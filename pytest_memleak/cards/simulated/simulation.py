@@ -19,8 +19,8 @@ from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
 from pytest_memleak.cards.simulated import faces, library, readings, storages
 from pytest_memleak.cards.simulated.choices import Choices
+from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
-from pytest_memleak.cards.simulated.schedule import Schedule
 from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.plan import Cap
@@ -45,7 +45,7 @@ class Simulation:
         self._ever_on = False
         self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
         self.unknowns = Unknowns()
-        self.schedule = Schedule()
+        self.presumptions = Presumptions()
         self._answer = library.Answer(self.unknowns.answer)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
@@ -72,7 +72,7 @@ class Simulation:
             undo.enter_context(storages.of_card(self._native))
             undo.enter_context(readings.labelled(self.unknowns))
             undo.enter_context(self._choices)
-            undo.enter_context(self.schedule)
+            undo.enter_context(self.presumptions)
             self._undo = undo.pop_all()
         if not self._ever_on:
             self._ever_on = True
@@ -101,7 +101,7 @@ class Simulation:
         self.off()
         self._native.memleak_card_set_aside()
         try:
-            with self.unknowns.set_aside(), self.schedule.set_aside():
+            with self.unknowns.set_aside(), self.presumptions.set_aside():
                 allocators = _allocators(cards)
                 self._become(cards, allocators, self._places_for(allocators), _generators(cards), {})
                 self.set_current(0)
