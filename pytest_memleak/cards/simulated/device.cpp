@@ -38,6 +38,9 @@ using Give = void (*)(void* address);
 
 constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
 
+// torch asks no card for as much; a size that was negative becomes one.
+constexpr size_t kTooMany = size_t{1} << 60;
+
 // Threads of the autograd engine are made once, one for each device that the guard tells of.
 constexpr Index kMostDevices = 16;
 
@@ -78,7 +81,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return getStream(device);
   }
   c10::Stream getNewStream(c10::Device device, int = 0) const override {
-    return getStream(device);
+    return getStream(device.has_index() ? device : getDevice());
   }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override {
     return getStream(stream.device());
@@ -127,6 +130,9 @@ struct CardMemory final : c10::Allocator {
     if (bytes == 0) {
       return {nullptr, nullptr, &release, device};
     }
+    TORCH_CHECK(current < devices, "CUDA error: invalid device ordinal (", device, " of ", static_cast<int>(devices), ")");
+    TORCH_CHECK_WITH(
+        OutOfMemoryError, bytes < kTooMany, "CUDA out of memory. Tried to allocate more than 1EB memory.");
     refusal.clear();
     void* address = nullptr;
     {
@@ -292,6 +298,9 @@ at::Tensor& set_whole_storage(at::Tensor& self, c10::Storage source) {
   return set_storage(self, std::move(source), 0, {size}, {});
 }
 
+// Everything is done when it returns: nobody has to wait with the block.
+void record_stream(at::Tensor&, c10::Stream) {}
+
 std::unique_ptr<torch::Library> operations;
 
 }  // namespace
@@ -399,6 +408,7 @@ void memleak_card_on(int count, Take taking, Give giving) {
   operations->impl("resize_", TORCH_FN(resize_));
   operations->impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
   operations->impl("set_.source_Storage", TORCH_FN(set_whole_storage));
+  operations->impl("record_stream", TORCH_FN(record_stream));
   kernels_on();
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_memleak.cards.simulated import exchange
 from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def _always(value: Any) -> Callable[[Any], Any]:
 def _answers(simulation: Simulation) -> Iterator[tuple[Any, str, Any]]:
     for name, value in _of_cuda(simulation).items():
         yield torch._C, f"_cuda_{name}", value
+    for name, value in exchange.answers(simulation.knows).items():
+        yield torch._C, name, value
     for name, value in _of_accelerator(simulation).items():
         if hasattr(torch._C, f"_accelerator_{name}"):
             yield torch._C, f"_accelerator_{name}", value
@@ -124,14 +127,14 @@ def _runtime(simulation: Simulation) -> SimpleNamespace:
     )
 
 
-class Stream:
+class Stream(torch.Stream):
     """Work on the simulated card is done at once, in the order of the program."""
 
-    def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
-        self.device = torch.device("cuda", _index(device))
-        self.device_index = self.device.index
-        self.device_type = 1
-        self.stream_id = self.cuda_stream = self.priority = 0
+    cuda_stream = 0
+    priority = 0
+
+    def __new__(cls, device: Any = None, priority: int = 0, **kwargs: Any) -> Stream:
+        return super().__new__(cls, device=torch.device("cuda", _index(device)))
 
     def __enter__(self) -> Stream:
         return self
@@ -139,25 +142,13 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         """Nothing is waiting."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and other.device == self.device
-
-    def __hash__(self) -> int:
-        return hash(self.device)
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
+    def wait_event(self, event: object) -> None:
         """Everything is done."""
 
     def wait_stream(self, stream: object) -> None:
         """Everything is done."""
 
-    def wait_event(self, event: object) -> None:
-        """Everything is done."""
-
-    def record_event(self, event: Event | None = None) -> Event:
+    def record_event(self, event: Any = None) -> Any:
         return event or Event()
 
 

@@ -58,6 +58,7 @@ def load() -> ctypes.PyDLL:
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
         "allocator": (ctypes.c_uint64, []),
+        "knows": (ctypes.c_int, [ctypes.c_void_p]),
         "copy_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "replace_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "values": (None, [Answer, ctypes.c_int]),

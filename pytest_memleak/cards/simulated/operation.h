@@ -24,6 +24,7 @@ struct Operation {
   bool takes_cpu = false;
   bool product = false;
   bool only_views = false;
+  bool one_by_one = false;  // the tensors of lists, so that they may be on several devices
   bool cudnn_attention = false;
   size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
   Scratch scratch;

@@ -49,7 +49,7 @@ class Simulation:
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
         self._native.memleak_card_values(self._answer, self._holds_values)
-        self._last_in: dict[int, Allocator] = {}
+        self._last_in: dict[int, Allocator | None] = {}
         """Of the places for other cards those that were used, and by whom last."""
         self._owners: dict[int, tuple[Allocator, int]] = {}
         """By the address that torch has: whose block it is, and the block's address there."""
@@ -139,13 +139,14 @@ class Simulation:
         """Some in which nothing is alive any more, each for one."""
         found: list[int] = []
         for place in range(MOST_CARDS, 2 * MOST_CARDS):
-            last = self._last_in.get(place)
             if len(found) == len(allocators):
                 break
-            if last is None:
+            if place not in self._last_in:
                 holds_values = self._space(place)  # it is taken in any case
                 if self._holds_values and not holds_values:
                     break
+                self._last_in[place] = None
+            last = self._last_in[place]
             if last is None or not last.allocated:
                 found.append(place)
         if len(found) < len(allocators):
@@ -196,6 +197,10 @@ class Simulation:
         allocator = self.allocator(device)
         return 1.0 if allocator.cap is None else allocator.cap / allocator.total
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the values of what is on a card are there."""
+        return bool(self._native.memleak_card_knows(tensor.untyped_storage().data_ptr()))
+
     def release_workspaces(self) -> None:
         self._native.memleak_card_release_workspaces()
 
@@ -205,6 +210,8 @@ class Simulation:
         return int(self._native.memleak_card_device())
 
     def set_current(self, device: int) -> None:
+        if device >= len(self.cards):
+            raise RuntimeError(f"CUDA error: invalid device ordinal (cuda:{device} of {len(self.cards)})")
         self._native.memleak_card_set_device(device)
 
     def exchange(self, device: int) -> int:
