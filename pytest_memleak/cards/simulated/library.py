@@ -44,7 +44,7 @@ _LIBRARY = Compiled(
     checked_on=CHECKED_ON,
 )
 
-Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int64)
 Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Answer = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int, ctypes.c_char_p)
 
@@ -57,12 +57,13 @@ def load() -> ctypes.PyDLL:
         "refuse": (None, [ctypes.c_char_p]),
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
+        "stream": (ctypes.c_int64, [ctypes.c_int]),
+        "set_stream": (None, [ctypes.c_int, ctypes.c_int64]),
         "allocator": (ctypes.c_uint64, []),
         "knows": (ctypes.c_int, [ctypes.c_void_p]),
         "copy_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "replace_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "values": (None, [Answer, ctypes.c_int]),
-        "knows": (ctypes.c_int, [ctypes.c_void_p]),
         "forget": (None, [ctypes.c_void_p]),
         "facts": (None, [ctypes.c_int] * 6),
         "workspace": (None, [ctypes.c_int, ctypes.c_int64]),

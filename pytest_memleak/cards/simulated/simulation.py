@@ -17,8 +17,9 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, library, storages
+from pytest_memleak.cards.simulated import faces, features, library, storages
 from pytest_memleak.cards.simulated.choices import Choices
+from pytest_memleak.cards.simulated.paged import paged_states
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.schedule import Schedule
 from pytest_memleak.cards.simulated.unknowns import Unknowns
@@ -71,6 +72,8 @@ class Simulation:
             undo.enter_context(storages.of_card(self._native))
             undo.enter_context(self._choices)
             undo.enter_context(self.schedule)
+            undo.enter_context(features.refused(self))
+            undo.enter_context(paged_states())
             self._undo = undo.pop_all()
 
     def off(self) -> None:
@@ -92,7 +95,7 @@ class Simulation:
         For all threads: none may use the cards of before meanwhile.
         """
         own = self.cards, self._allocators, self._places, self.generators, self._told
-        was_on, at = self.is_on, self.current()
+        was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
         self._native.memleak_card_set_aside()
         try:
@@ -109,6 +112,8 @@ class Simulation:
             if was_on:
                 self.on()
                 self.set_current(at)
+                for index, stream in enumerate(streams):
+                    self._native.memleak_card_set_stream(index, stream)
 
     def _become(
         self,
@@ -214,6 +219,19 @@ class Simulation:
             raise RuntimeError(f"CUDA error: invalid device ordinal (cuda:{device} of {len(self.cards)})")
         self._native.memleak_card_set_device(device)
 
+    def stream(self, device: int) -> int:
+        """Which of its streams this thread works on; 0 is the default one."""
+        return int(self._native.memleak_card_stream(device))
+
+    def set_stream(self, stream: int, device: int) -> None:
+        self.set_current(device)
+        self._native.memleak_card_set_stream(device, stream)
+
+    def stream_of(self, tensor: torch.Tensor) -> int | None:
+        """Which one its memory was taken on; None for what has none."""
+        found = self._owners.get(tensor.untyped_storage().data_ptr())
+        return None if found is None else found[0].stream_of(found[1])
+
     def exchange(self, device: int) -> int:
         before = self.current()
         self.set_current(device)
@@ -242,10 +260,10 @@ class Simulation:
 
     # --- what torch asks for
 
-    def _taking(self, size: int, device: int) -> int:
+    def _taking(self, size: int, device: int, stream: int) -> int:
         try:
             allocator = self._allocators[device]
-            address = allocator.alloc(size)
+            address = allocator.alloc(size, stream)
         except CardFull as full:
             self._native.memleak_card_refuse(full.refusal.message(_torch_version()).encode())
             return 0

@@ -54,10 +54,6 @@ extern "C" {
 
 using namespace memleak;
 
-int memleak_card_knows(const void* address) {
-  return knows_values(address) ? 1 : 0;
-}
-
 // Both are c10::StorageImpl, at least one of them on the card and none beyond card and CPU, of the same size.
 void memleak_card_copy_storage(void* to, const void* from) {
   const auto& source = *static_cast<const c10::StorageImpl*>(from);

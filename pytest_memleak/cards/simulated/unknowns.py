@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import IntEnum
 
+from pytest_memleak.errors import NotSimulated
 from pytest_memleak.upstream.where import caller, shown
 
 PLACEHOLDER = 1.0
@@ -39,6 +40,8 @@ class Unknowns:
         """Operations that torch has no shape function for."""
         self.elsewhere: Counter[str] = Counter()
         """Tensors whose memory is another card's, and is not counted on this one."""
+        self.refused: Counter[str] = Counter()
+        """What of a card cannot be simulated, and was used."""
 
     def reset(self) -> None:
         for found in self._all():
@@ -57,7 +60,12 @@ class Unknowns:
                 found.update(earlier)
 
     def _all(self) -> tuple[Counter[str], ...]:
-        return self.placeholders, self.decisions, self.operations, self.elsewhere
+        return self.placeholders, self.decisions, self.operations, self.elsewhere, self.refused
+
+    def refuse(self, sentence: str) -> NotSimulated:
+        """The error to be raised where somebody uses what is not simulated; the run is inconclusive, come what may."""
+        self.refused[f"{sentence}: used at {shown(caller())}"] += 1
+        return NotSimulated(f"{sentence}: run this on a real card")
 
     def answer(self, asked: int, what: bytes) -> float:
         """The stand-in for a value; called from the native part."""
@@ -71,6 +79,8 @@ class Unknowns:
 
     def doubt(self) -> str | None:
         """Why the run cannot be believed, or None."""
+        if self.refused:
+            return f"{_first(self.refused)}; run it on a real card"
         if self.operations:
             return f"the simulated card cannot run an operation: {_first(self.operations)}"
         if self.decisions:

@@ -11,7 +11,7 @@ namespace memleak {
 namespace workspaces {
 
 using Handles = std::map<c10::DeviceIndex, int>;
-using Key = std::tuple<int, c10::DeviceIndex, bool>;
+using Key = std::tuple<int, c10::DeviceIndex, c10::StreamId, bool>;
 
 std::mutex mutex;
 std::map<Key, c10::DataPtr> taken;
@@ -67,7 +67,7 @@ thread_local OfThread mine;
 }  // namespace workspaces
 
 void take_workspace(c10::Device device, bool light) {
-  const workspaces::Key key(workspaces::mine.on(device.index()), device.index(), light);
+  const workspaces::Key key(workspaces::mine.on(device.index()), device.index(), current_stream(device.index()), light);
   {
     const std::lock_guard<std::mutex> lock(workspaces::mutex);
     if (workspaces::taken.count(key)) {

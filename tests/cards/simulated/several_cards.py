@@ -88,8 +88,9 @@ def test_streams_are_torch_s_own() -> None:
     numbers = torch.arange(3, device="cuda:1")
     stream = torch.cuda.Stream(1)  # type: ignore[no-untyped-call]
     assert isinstance(stream, torch.Stream)
-    assert stream == torch.cuda.current_stream(1) != torch.cuda.current_stream(0)
+    assert stream.device == torch.device("cuda", 1)
     with torch.cuda.stream(stream):
+        assert stream == torch.cuda.current_stream(1) != torch.cuda.current_stream(0)
         numbers.record_stream(stream)
     torch.cuda.current_stream(1).wait_stream(stream)
     assert stream.record_event().query()

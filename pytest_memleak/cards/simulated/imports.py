@@ -1,0 +1,63 @@
+"""Patches of modules that may not be imported yet."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType, TracebackType
+
+from pytest_memleak.upstream.patches import Patch
+
+PatchesOf = Callable[[ModuleType], Iterable[Patch]]
+
+
+class AfterImport(MetaPathFinder):
+    """While entered, each of these modules has its patches: at once where it is there, else when it is imported."""
+
+    def __init__(self, patches: Mapping[str, PatchesOf]) -> None:
+        self._patches = patches
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> AfterImport:
+        with contextlib.ExitStack() as undo:
+            self._undo = undo
+            for name in self._patches:
+                if (module := sys.modules.get(name)) is not None:
+                    self._patch(module)
+            sys.meta_path.insert(0, self)
+            undo.callback(sys.meta_path.remove, self)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in self._patches:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
+        if spec is not None and spec.loader is not None:
+            self._follow(spec)
+        return spec
+
+    def _follow(self, spec: ModuleSpec) -> None:
+        loader = spec.loader
+        run = loader.exec_module  # type: ignore[union-attr]
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            # One loader may have several modules, and this one may have been looked for long before it is run.
+            if module.__name__ == spec.name and self in sys.meta_path:
+                self._patch(module)
+
+        loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+
+    def _patch(self, module: ModuleType) -> None:
+        for patch in self._patches[module.__name__](module):
+            self._undo.enter_context(patch)
