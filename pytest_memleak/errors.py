@@ -40,5 +40,9 @@ class Unavailable(MemleakError):
     """This machine lacks what a measurement needs (no torch, no card, no /proc); the message says what to do."""
 
 
+class NotSimulated(MemleakError, NotImplementedError):
+    """The program wants something of a card that the simulated one does not have; whatever comes of it says nothing."""
+
+
 class BudgetExceeded(Judged, AssertionError):
     """A promise about memory broke. An AssertionError, so that code without pytest treats it as one."""

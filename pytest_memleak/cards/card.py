@@ -40,8 +40,11 @@ class Card(Protocol):
     def capped(self, cap: Cap) -> contextlib.AbstractContextManager[None]:
         """The card is that big until the end."""
 
-    def doubt(self) -> str | None:
-        """Why a test that ran on it since `begin` may have gone another way than on a real card, or None."""
+    def doubt(self, error: BaseException | None = None) -> str | None:
+        """Why a test that ran on it since `begin` may have gone another way than on a real card, or None.
+
+        `error` is what the test ended with.
+        """
 
     def remarks(self) -> tuple[str, ...]:
         """What else is to be said of that test."""
@@ -56,7 +59,7 @@ class _OfThisMachine:
     def begin(self) -> None:
         """Nothing to do."""
 
-    def doubt(self) -> str | None:
+    def doubt(self, error: BaseException | None = None) -> str | None:
         return None
 
     def remarks(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
+from pytest_memleak.errors import NotSimulated
 from pytest_memleak.hooks.owners import owners_of
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.gauge import PREDICTED, Reading
@@ -44,9 +45,10 @@ def judge_body(test: RunningTest) -> None:
 
 def made_up(test: RunningTest, error: BaseException) -> bool:
     """Whether the body failed on a card that had no answer for it: then its failure says nothing."""
-    doubt = test.card.doubt()
+    doubt = test.card.doubt(error)
     if doubt is not None and not test.plan.report:
-        failed = f"; then it raised {type(error).__name__}: {_first_line(error)}"
+        told = isinstance(error, NotSimulated)
+        failed = "" if told else f"; then it raised {type(error).__name__}: {_first_line(error)}"
         advice = "run the test on a real card, or on the CPU (--gpu-backend=cpu)"
         result = inconclusive("simulation", f"{doubt}{failed}")
         _add(test, [replace(result, advice=advice)])

@@ -10,11 +10,11 @@ from types import FrameType
 Place = tuple[str, int]
 """File and line; the file is empty where no user's code was on the stack."""
 
-_LIBRARIES = {"torch", "transformers", "accelerate", "peft", "bitsandbytes", "pytest_memleak"}
+_LIBRARIES = {"torch", "transformers", "accelerate", "peft", "bitsandbytes", "flash_attn", "triton", "pytest_memleak"}
 # What compares and writes down on a program's behalf.
 _LIBRARIES |= {"numpy", "_pytest", "unittest", "json", "statistics"}
 # What of the standard library calls on a library's behalf.
-_LIBRARIES |= {"contextlib", "functools", "threading", "concurrent"}
+_LIBRARIES |= {"contextlib", "functools", "threading", "concurrent", "multiprocessing"}
 
 
 def caller(past: str = "") -> Place:

@@ -221,6 +221,10 @@ class Allocator(Reserve):
         """The bytes of the block that is allocated at `address`."""
         return self._blocks[address].size
 
+    def stream_of(self, address: int) -> int:
+        """The stream on which the block at `address` was allocated."""
+        return self._blocks[address].pool.stream
+
     def reset_peak_memory_stats(self) -> None:
         self.statistics.reset_peak()
 

@@ -20,6 +20,8 @@ Call::Call(const c10::OperatorHandle& op, const Operation& operation, at::ArrayR
       if (!found) {
         device_ = tensor.device();
         found = true;
+      } else if (on_card(tensor) && !operation.one_by_one) {
+        check_device(tensor);
       }
       if (is_elsewhere(tensor)) {
         ask(Asked::kElsewhere, described(tensor));
@@ -29,6 +31,18 @@ Call::Call(const c10::OperatorHandle& op, const Operation& operation, at::ArrayR
       device_ = argument.toDevice();
     }
   }
+}
+
+void Call::check_device(const at::Tensor& tensor) const {
+  TORCH_CHECK(
+      tensor.device() == device_,
+      "Expected all tensors to be on the same device, but found at least two devices, ",
+      device_,
+      " and ",
+      tensor.device(),
+      "! (in ",
+      op_.schema().name(),
+      ")");
 }
 
 Stack Call::on_meta() {
@@ -63,6 +77,10 @@ Stack Call::on_cpu() const {
 
 Stack Call::on_card_again(const Stack& found) {
   Stack results(found.size());
+  std::vector<c10::Device> devices;
+  if (operation_.one_by_one) {
+    each_tensor(arguments_[0], [&](const at::Tensor& tensor) { devices.push_back(tensor.device()); });
+  }
   for (const size_t index : operation_.order) {
     if (operation_.cudnn_attention && index == 1 && !arguments_[4].toBool()) {
       results[index] = at::Tensor();  // the logarithms of the sums are for a backward pass
@@ -74,7 +92,11 @@ Stack Call::on_card_again(const Stack& found) {
       continue;
     }
     const int view = operation_.view_of[index];
+    size_t place = 0;
     results[index] = changed(found[index], [&](const c10::IValue& value) -> c10::IValue {
+      if (place < devices.size()) {
+        device_ = devices[place++];
+      }
       return value.isTensor() ? result(value.toTensor(), view) : value;
     });
     if (operation_.scratch.with_result != nullptr) {
@@ -122,13 +144,9 @@ c10::IValue Call::shadow(const c10::IValue& value) {
     return one;
   }
   if (tensor.device().is_cpu() && tensor.dim() > 0) {
-    TORCH_CHECK(
-        operation_.takes_cpu,
-        "Expected all tensors to be on the same device, but found at least two devices, ",
-        device_,
-        " and cpu! (in ",
-        op_.schema().name(),
-        ")");
+    if (!operation_.takes_cpu) {
+      check_device(tensor);
+    }
     return at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type());
   }
   return tensor;

@@ -97,6 +97,7 @@ class Call {
   }
 
  private:
+  void check_device(const at::Tensor& tensor) const;
   c10::IValue shadow(const c10::IValue& value);
   at::Tensor result(const at::Tensor& found, int view);
   Stack without_shape_function();

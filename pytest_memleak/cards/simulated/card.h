@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/Device.h>
+#include <c10/core/Stream.h>
 #include <c10/util/Exception.h>
 
 #include <cstdint>
@@ -17,6 +18,9 @@ constexpr c10::DeviceType kCard = c10::DeviceType::CUDA;
 // ---- device.cpp
 
 c10::DeviceIndex current_device();
+
+// Which of the device's streams this thread works on.
+c10::StreamId current_stream(c10::DeviceIndex device);
 
 // The device that allocations of this thread are for, until it goes out of scope.
 class OnDevice {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pytest_memleak.cards.capping import enforced
+from pytest_memleak.cards.simulated.features import reason_of
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.meters.gauge import SharedGauge
@@ -53,8 +54,8 @@ class SimulatedCard:
                 for allocator, own in zip(allocators, before, strict=True):
                     allocator.cap = own
 
-    def doubt(self) -> str | None:
-        return self._simulation.unknowns.doubt()
+    def doubt(self, error: BaseException | None = None) -> str | None:
+        return self._simulation.unknowns.doubt() or (reason_of(error) if error is not None else None)
 
     def remarks(self) -> tuple[str, ...]:
         simulation = self._simulation

@@ -49,6 +49,7 @@ _NATIVE = frozenset(
         "resize_",
         "set_.source_Storage_storage_offset",
         "set_.source_Storage",
+        "record_stream",
         "copy_",
         "_local_scalar_dense",
         "is_nonzero",

@@ -17,6 +17,8 @@
 
 #include <sys/mman.h>
 
+#include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,10 +35,13 @@ namespace memleak {
 namespace {
 
 using Index = c10::DeviceIndex;
-using Take = void* (*)(int64_t bytes, int device);
+using Take = void* (*)(int64_t bytes, int device, int64_t stream);
 using Give = void (*)(void* address);
 
 constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
+
+// torch asks no card for as much; a size that was negative becomes one.
+constexpr size_t kTooMany = size_t{1} << 60;
 
 // Threads of the autograd engine are made once, one for each device that the guard tells of.
 constexpr Index kMostDevices = 16;
@@ -46,9 +51,18 @@ Take take = nullptr;
 Give give = nullptr;
 std::vector<Facts> facts;
 thread_local Index current = 0;
+thread_local std::array<c10::StreamId, kMostDevices> streams{};  // of each device, what this thread works on
+std::array<std::atomic<uint32_t>, 2> streams_made{};  // of common ones, and of urgent ones
 thread_local std::string refusal;
 
 // ---- device and streams: everything is done when it returns ------------------------------------------------------
+
+// torch makes so many for each priority, and hands them out in turn; the first is the default one.
+constexpr uint32_t kStreams = 32;
+
+c10::Stream stream_of(c10::Device device, c10::StreamId id) {
+  return c10::Stream(c10::Stream::UNSAFE, device, id);
+}
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override {
@@ -69,19 +83,24 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     current = device.index();
   }
   c10::Stream getStream(c10::Device device) const noexcept override {
-    return c10::Stream(c10::Stream::DEFAULT, device);
+    const Index index = device.has_index() ? device.index() : current;
+    return stream_of({kCard, index}, streams[static_cast<size_t>(index)]);
   }
   c10::Stream getDefaultStream(c10::Device device) const override {
-    return getStream(device);
+    return c10::Stream(c10::Stream::DEFAULT, device);
   }
-  c10::Stream getStreamFromGlobalPool(c10::Device device, bool = false) const override {
-    return getStream(device);
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool urgent = false) const override {
+    return getNewStream(device, urgent ? -1 : 0);
   }
-  c10::Stream getNewStream(c10::Device device, int = 0) const override {
-    return getStream(device);
+  c10::Stream getNewStream(c10::Device device, int priority = 0) const override {
+    const bool urgent = priority < 0;
+    const uint32_t number = 1 + streams_made[urgent]++ % kStreams;
+    return stream_of(device.has_index() ? device : getDevice(), urgent ? kStreams + number : number);
   }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override {
-    return getStream(stream.device());
+    const c10::Stream before = getStream(stream.device());
+    streams[static_cast<size_t>(stream.device_index())] = stream.id();
+    return before;
   }
   Index deviceCount() const noexcept override {
     return kMostDevices;
@@ -127,11 +146,14 @@ struct CardMemory final : c10::Allocator {
     if (bytes == 0) {
       return {nullptr, nullptr, &release, device};
     }
+    TORCH_CHECK(current < devices, "CUDA error: invalid device ordinal (", device, " of ", static_cast<int>(devices), ")");
+    TORCH_CHECK_WITH(
+        OutOfMemoryError, bytes < kTooMany, "CUDA out of memory. Tried to allocate more than 1EB memory.");
     refusal.clear();
     void* address = nullptr;
     {
       const InPython in_python;
-      address = take(static_cast<int64_t>(bytes), current);
+      address = take(static_cast<int64_t>(bytes), current, current_stream(current));
     }
     if (address == nullptr) {
       TORCH_CHECK_WITH(OutOfMemoryError, false, refusal.empty() ? "the simulated card gave no reason" : refusal);
@@ -292,12 +314,19 @@ at::Tensor& set_whole_storage(at::Tensor& self, c10::Storage source) {
   return set_storage(self, std::move(source), 0, {size}, {});
 }
 
+// Everything is done when it returns; what cannot be told so is for features.py.
+void record_stream(at::Tensor&, c10::Stream) {}
+
 std::unique_ptr<torch::Library> operations;
 
 }  // namespace
 
 Index current_device() {
   return current;
+}
+
+c10::StreamId current_stream(Index device) {
+  return streams[static_cast<size_t>(device)];
 }
 
 const Facts& facts_of(Index device) {
@@ -371,6 +400,14 @@ void memleak_card_set_device(int device) {
   current = static_cast<Index>(device);
 }
 
+int64_t memleak_card_stream(int device) {
+  return current_stream(static_cast<Index>(device));
+}
+
+void memleak_card_set_stream(int device, int64_t stream) {
+  streams[static_cast<size_t>(device)] = stream;
+}
+
 void memleak_card_facts(int device, int major, int minor, int processors, int threads, int prefers_cudnn) {
   if (facts.size() <= static_cast<size_t>(device)) {
     facts.resize(static_cast<size_t>(device) + 1);
@@ -399,6 +436,7 @@ void memleak_card_on(int count, Take taking, Give giving) {
   operations->impl("resize_", TORCH_FN(resize_));
   operations->impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
   operations->impl("set_.source_Storage", TORCH_FN(set_whole_storage));
+  operations->impl("record_stream", TORCH_FN(record_stream));
   kernels_on();
 }
 
@@ -412,6 +450,7 @@ void memleak_card_off(void) {
   *face_of_hooks() = their_face;
   devices = 0;
   current = 0;
+  streams = {};
 }
 
 // The interpreter is about to end: what dies after it is not told.

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_memleak.cards.simulated import exchange
 from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
     from pytest_memleak.cards.simulated.simulation import Simulation
+
+
+_CUDA = 1
+"""What torch calls the type of this device where it wants a number."""
 
 
 @contextlib.contextmanager
@@ -39,6 +44,8 @@ def _always(value: Any) -> Callable[[Any], Any]:
 def _answers(simulation: Simulation) -> Iterator[tuple[Any, str, Any]]:
     for name, value in _of_cuda(simulation).items():
         yield torch._C, f"_cuda_{name}", value
+    for name, value in exchange.ANSWERS.items():
+        yield torch._C, name, value
     for name, value in _of_accelerator(simulation).items():
         if hasattr(torch._C, f"_accelerator_{name}"):
             yield torch._C, f"_accelerator_{name}", value
@@ -57,12 +64,9 @@ def _answers(simulation: Simulation) -> Iterator[tuple[Any, str, Any]]:
     yield cuda, "_maybe_exchange_device", _of_cuda(simulation)["maybeExchangeDevice"]
     for module in (cuda, cuda.streams):
         yield module, "Stream", Stream
-        yield module, "ExternalStream", Stream
+        yield module, "ExternalStream", ExternalStream
         yield module, "Event", Event
-    yield cuda, "current_stream", lambda device=None: Stream(device)
-    yield cuda, "default_stream", lambda device=None: Stream(device)
-    yield cuda, "set_stream", lambda stream: None
-    yield cuda, "stream", lambda stream=None: contextlib.nullcontext(stream)
+    yield cuda.nvtx, "_nvtx", Marks()
     yield torch.version, "cuda", simulation.cuda_version
 
 
@@ -83,7 +87,10 @@ def _of_cuda(simulation: Simulation) -> dict[str, Callable[..., Any]]:
         "getArchFlags": lambda: "sm_80 sm_86 sm_89 sm_90",
         "synchronize": nothing,
         "ipc_collect": nothing,
-        "getCurrentRawStream": lambda device: 0,
+        "getCurrentStream": lambda device: (simulation.stream(device), device, _CUDA),
+        "getDefaultStream": lambda device: (0, device, _CUDA),
+        "setStream": lambda stream_id, device_index, device_type: simulation.set_stream(stream_id, device_index),
+        "getCurrentRawStream": simulation.stream,
         "isCurrentStreamCapturing": lambda: False,
         "canDeviceAccessPeer": lambda device, peer: device != peer,
         "getAllocatorBackend": lambda: "native",
@@ -124,41 +131,36 @@ def _runtime(simulation: Simulation) -> SimpleNamespace:
     )
 
 
-class Stream:
+class Stream(torch.Stream):
     """Work on the simulated card is done at once, in the order of the program."""
 
+    def __new__(cls, device: Any = None, priority: int = 0, **kwargs: Any) -> Any:
+        if "stream_id" in kwargs:
+            return super().__new__(cls, **kwargs)
+        return super().__new__(cls, device=torch.device("cuda", _index(device)), priority=priority)
+
     def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
-        self.device = torch.device("cuda", _index(device))
-        self.device_index = self.device.index
-        self.device_type = 1
-        self.stream_id = self.cuda_stream = self.priority = 0
+        self.cuda_stream = self.stream_id
+        self.priority = priority
 
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is waiting."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and other.device == self.device
-
-    def __hash__(self) -> int:
-        return hash(self.device)
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
+    def wait_event(self, event: object) -> None:
         """Everything is done."""
 
     def wait_stream(self, stream: object) -> None:
         """Everything is done."""
 
-    def wait_event(self, event: object) -> None:
-        """Everything is done."""
-
-    def record_event(self, event: Event | None = None) -> Event:
+    def record_event(self, event: Any = None) -> Any:
         return event or Event()
+
+
+class ExternalStream(Stream):
+    """One that somebody else made: a stream like any other."""
+
+    def __new__(cls, stream_ptr: int, device: Any = None, **kwargs: Any) -> Any:
+        return super().__new__(cls, stream_id=stream_ptr, device_index=_index(device), device_type=_CUDA)
+
+    def __init__(self, stream_ptr: int, device: Any = None, **kwargs: Any) -> None:
+        super().__init__()
 
 
 class Event:
@@ -181,6 +183,13 @@ class Event:
 
     def elapsed_time(self, end: object) -> float:
         return 0.0
+
+
+class Marks:
+    """Marks for a profiler that nobody started."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *args: 0
 
 
 def _index(device: Any) -> int:

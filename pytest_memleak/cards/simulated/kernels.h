@@ -43,8 +43,8 @@ bool fills_mask(const Operation& operation, at::ArrayRef<c10::IValue> arguments,
 
 // ---- workspaces.cpp
 
-// Each thread's first product on a card takes the workspace that torch gives cuBLAS; the first with a bias, which cuBLASLt
-// adds in the same kernel, takes one for that.
+// Each thread's first product on a stream takes the workspace that torch gives cuBLAS; the first with a bias, which
+// cuBLASLt adds in the same kernel, takes one for that.
 void take_workspace(c10::Device device, bool light);
 
 // ---- copies.cpp

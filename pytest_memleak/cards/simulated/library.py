@@ -46,7 +46,7 @@ _LIBRARY = Compiled(
     checked_on=CHECKED_ON,
 )
 
-Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+Take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int64)
 Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Answer = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 
@@ -59,6 +59,8 @@ def load() -> ctypes.PyDLL:
         "refuse": (None, [ctypes.c_char_p]),
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
+        "stream": (ctypes.c_int64, [ctypes.c_int]),
+        "set_stream": (None, [ctypes.c_int, ctypes.c_int64]),
         "allocator": (ctypes.c_uint64, []),
         "copy_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "replace_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),

@@ -75,6 +75,7 @@ Operation read_schema(const c10::OperatorHandle& op) {
     found.view_of.push_back(view);
     found.order.push_back(found.order.size());
   }
+  found.one_by_one = found.name.rfind("_foreach_", 0) == 0;
   found.only_views = !found.view_of.empty() &&
       std::all_of(found.view_of.begin(), found.view_of.end(), [](int base) { return base >= 0; });
   found.random = op.hasTag(at::Tag::nondeterministic_seeded);

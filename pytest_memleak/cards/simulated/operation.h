@@ -24,6 +24,7 @@ struct Operation {
   bool takes_cpu = false;
   bool product = false;
   bool only_views = false;
+  bool one_by_one = false;  // the tensors of lists, so that they may be on several devices
   bool cudnn_attention = false;
   bool composite = false;  // on the CPU: torch puts it together from others
   bool makes_own_values = false;  // takes but a shape from its arguments

@@ -17,8 +17,9 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, library, readings, storages
+from pytest_memleak.cards.simulated import faces, features, library, readings, storages
 from pytest_memleak.cards.simulated.choices import Choices
+from pytest_memleak.cards.simulated.paged import paged_states
 from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
@@ -50,7 +51,7 @@ class Simulation:
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
         self._native.memleak_card_values(self._answer, PLACEHOLDER, self._holds_values)
-        self._last_in: dict[int, Allocator] = {}
+        self._last_in: dict[int, Allocator | None] = {}
         """Of the places for other cards those that were used, and by whom last."""
         self._owners: dict[int, tuple[Allocator, int]] = {}
         """By the address that torch has: whose block it is, and the block's address there."""
@@ -73,6 +74,8 @@ class Simulation:
             undo.enter_context(readings.labelled(self.unknowns))
             undo.enter_context(self._choices)
             undo.enter_context(self.presumptions)
+            undo.enter_context(features.refused(self))
+            undo.enter_context(paged_states())
             self._undo = undo.pop_all()
         if not self._ever_on:
             self._ever_on = True
@@ -97,7 +100,7 @@ class Simulation:
         For all threads: none may use the cards of before meanwhile.
         """
         own = self.cards, self._allocators, self._places, self.generators, self._told
-        was_on, at = self.is_on, self.current()
+        was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
         self._native.memleak_card_set_aside()
         try:
@@ -114,6 +117,8 @@ class Simulation:
             if was_on:
                 self.on()
                 self.set_current(at)
+                for index, stream in enumerate(streams):
+                    self._native.memleak_card_set_stream(index, stream)
 
     def _become(
         self,
@@ -144,13 +149,14 @@ class Simulation:
         """Some in which nothing is alive any more, each for one."""
         found: list[int] = []
         for place in range(MOST_CARDS, 2 * MOST_CARDS):
-            last = self._last_in.get(place)
             if len(found) == len(allocators):
                 break
-            if last is None:
+            if place not in self._last_in:
                 holds_values = self._space(place)  # it is taken in any case
                 if self._holds_values and not holds_values:
                     break
+                self._last_in[place] = None
+            last = self._last_in[place]
             if last is None or not last.allocated:
                 found.append(place)
         if len(found) < len(allocators):
@@ -210,7 +216,22 @@ class Simulation:
         return int(self._native.memleak_card_device())
 
     def set_current(self, device: int) -> None:
+        if device >= len(self.cards):
+            raise RuntimeError(f"CUDA error: invalid device ordinal (cuda:{device} of {len(self.cards)})")
         self._native.memleak_card_set_device(device)
+
+    def stream(self, device: int) -> int:
+        """Which of its streams this thread works on; 0 is the default one."""
+        return int(self._native.memleak_card_stream(device))
+
+    def set_stream(self, stream: int, device: int) -> None:
+        self.set_current(device)
+        self._native.memleak_card_set_stream(device, stream)
+
+    def stream_of(self, tensor: torch.Tensor) -> int | None:
+        """Which one its memory was taken on; None for what has none."""
+        found = self._owners.get(tensor.untyped_storage().data_ptr())
+        return None if found is None else found[0].stream_of(found[1])
 
     def exchange(self, device: int) -> int:
         before = self.current()
@@ -240,10 +261,10 @@ class Simulation:
 
     # --- what torch asks for
 
-    def _taking(self, size: int, device: int) -> int:
+    def _taking(self, size: int, device: int, stream: int) -> int:
         try:
             allocator = self._allocators[device]
-            address = allocator.alloc(size)
+            address = allocator.alloc(size, stream)
         except CardFull as full:
             self._native.memleak_card_refuse(full.refusal.message(_torch_version()).encode())
             return 0

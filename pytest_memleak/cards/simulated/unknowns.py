@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import TypeVar
 
+from pytest_memleak.errors import NotSimulated
 from pytest_memleak.upstream.where import caller, shown
 from pytest_memleak.wording import plural
 
@@ -53,10 +54,12 @@ class Unknowns:
         """Operations that torch has no shape function for."""
         self.elsewhere: Counter[str] = Counter()
         """Tensors whose memory is another card's, and is not counted on this one."""
+        self.refused: Counter[str] = Counter()
+        """What of a card cannot be simulated, and was used."""
         self._reading = _Reading()
 
     def counters(self) -> tuple[Counter[str], ...]:
-        return self.placeholders, self.let_go, self.decisions, self.operations, self.elsewhere
+        return self.placeholders, self.let_go, self.decisions, self.operations, self.elsewhere, self.refused
 
     def reset(self) -> None:
         for found in self.counters():
@@ -73,6 +76,11 @@ class Unknowns:
             for found, earlier in zip(self.counters(), before, strict=True):
                 found.clear()
                 found.update(earlier)
+
+    def refuse(self, sentence: str) -> NotSimulated:
+        """The error to be raised where somebody uses what is not simulated; the run is inconclusive, come what may."""
+        self.refused[f"{sentence}: used at {shown(caller())}"] += 1
+        return NotSimulated(f"{sentence}: run this on a real card")
 
     def answer(self, asked: int, what: bytes) -> None:
         """A value was asked for; called from the native part."""
@@ -123,6 +131,8 @@ class Unknowns:
 
     def doubt(self) -> str | None:
         """Why the run cannot be believed, or None."""
+        if self.refused:
+            return f"{_first(self.refused)}; run it on a real card"
         if self.operations:
             return f"the simulated card cannot run an operation: {_first(self.operations)}"
         if self.decisions:

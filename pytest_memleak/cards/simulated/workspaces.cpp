@@ -4,14 +4,14 @@
 
 #include <map>
 #include <mutex>
-#include <thread>
 #include <tuple>
 #include <vector>
 
 namespace memleak {
 namespace workspaces {
 
-using Key = std::tuple<std::thread::id, c10::DeviceIndex, bool>;
+using Handles = std::map<c10::DeviceIndex, int>;
+using Key = std::tuple<int, c10::DeviceIndex, c10::StreamId, bool>;
 
 std::mutex mutex;
 std::map<Key, c10::DataPtr> taken;
@@ -21,10 +21,53 @@ std::vector<int64_t> sizes;
 // What torch gives cuBLASLt, as recorded on an H200.
 constexpr int64_t kLight = int64_t{1} << 20;
 
+// A thread has a handle of cuBLAS for each device; one that ends leaves them to the next that needs some.
+struct Pool {
+  std::mutex mutex;
+  Handles made;
+  std::map<c10::DeviceIndex, std::vector<int>> left;
+};
+
+Pool& pool() {
+  static Pool* const one = new Pool();
+  return *one;
+}
+
+struct OfThread {
+  Handles handles;
+
+  int on(c10::DeviceIndex device) {
+    const auto found = handles.find(device);
+    if (found != handles.end()) {
+      return found->second;
+    }
+    const std::lock_guard<std::mutex> lock(pool().mutex);
+    std::vector<int>& left = pool().left[device];
+    int handle = 0;
+    if (left.empty()) {
+      handle = pool().made[device]++;
+    } else {
+      handle = left.back();
+      left.pop_back();
+    }
+    handles.emplace(device, handle);
+    return handle;
+  }
+
+  ~OfThread() {
+    const std::lock_guard<std::mutex> lock(pool().mutex);
+    for (const auto& [device, handle] : handles) {
+      pool().left[device].push_back(handle);
+    }
+  }
+};
+
+thread_local OfThread mine;
+
 }  // namespace workspaces
 
 void take_workspace(c10::Device device, bool light) {
-  const workspaces::Key key(std::this_thread::get_id(), device.index(), light);
+  const workspaces::Key key(workspaces::mine.on(device.index()), device.index(), current_stream(device.index()), light);
   {
     const std::lock_guard<std::mutex> lock(workspaces::mutex);
     if (workspaces::taken.count(key)) {
