@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 
 namespace memleak {
@@ -33,6 +34,10 @@ bool knows(const at::Tensor& tensor);
 
 // Something has been written to a tensor of the card: all of it was known, or not.
 void written(const at::Tensor& tensor, bool is_known);
+
+// All of a tensor of the card is true, or false, without that its memory says so; and what is known of one in that way.
+void written_alike(const at::Tensor& tensor, bool truth);
+std::optional<bool> alike(const at::Tensor& tensor);
 
 // The memory of a tensor of the card, to be read and written by the CPU.
 at::Tensor values_of(const at::Tensor& tensor);
