@@ -12,6 +12,9 @@ bool known_to_be_all(const c10::IValue& value, bool truth) {
     return false;
   }
   const at::Tensor& tensor = value.toTensor();
+  if (const std::optional<bool> all = alike(tensor)) {
+    return *all == truth;
+  }
   if (tensor.numel() > kMostElements || !knows(tensor)) {
     return false;
   }
@@ -40,9 +43,17 @@ std::optional<bool> certain(const Operation& operation, at::ArrayRef<c10::IValue
       return true;
     }
   }
-  if (one_of(operation.name, {"bitwise_and", "bitwise_and_", "logical_and", "logical_and_", "__and__"})) {
+  if (one_of(operation.name, {"bitwise_and", "bitwise_and_", "logical_and", "logical_and_", "__and__", "mul"})) {
     if (known_to_be_all(arguments[0], false) || known_to_be_all(arguments[1], false)) {
       return false;
+    }
+    if (known_to_be_all(arguments[0], true) && known_to_be_all(arguments[1], true)) {
+      return true;
+    }
+  }
+  if (one_of(operation.name, {"any", "all", "bitwise_not", "logical_not"}) && arguments[0].isTensor()) {
+    if (const std::optional<bool> all = alike(arguments[0].toTensor())) {
+      return *all == one_of(operation.name, {"any", "all"});
     }
   }
   return std::nullopt;

@@ -38,6 +38,11 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& from, bool non_blocking) {
       self.copy_(values_of(source));
       return self;
     }
+    if (const std::optional<bool> all = alike(source)) {
+      self.fill_(*all);
+      unmark_written(self);
+      return self;
+    }
     if (small) {
       self.fill_(placeholder(self.scalar_type()));
     }
@@ -71,6 +76,9 @@ at::Scalar number_of(const at::Tensor& self) {
   if (knows(self)) {
     return at::_local_scalar_dense(values_of(self));
   }
+  if (const std::optional<bool> all = alike(self)) {
+    return *all;
+  }
   const bool number = at::isFloatingType(self.scalar_type()) || at::isComplexType(self.scalar_type());
   ask(number ? Asked::kNumber : Asked::kDecision, described(self));
   const at::Scalar found = placeholder(self.scalar_type());
@@ -82,6 +90,9 @@ bool truth_of(const at::Tensor& self) {
     return at::is_nonzero(values_of(self));
   }
   if (self.numel() == 1) {
+    if (const std::optional<bool> all = alike(self)) {
+      return *all;
+    }
     ask(Asked::kDecision, described(self));
   }
   return at::is_nonzero(at::zeros(self.sizes()));  // which has torch's words for a tensor of several values

@@ -92,11 +92,15 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
       results = call.on_card_again(call.on_meta());
       if (operation.only_views) {
         // Whoever knows the memory knows the view.
-      } else if (truth && elements_of(results) <= kMostElements) {
+      } else if (truth) {
         for (const c10::IValue& one : results) {
           each_tensor(one, [&](const at::Tensor& tensor) {
-            values_of(tensor).fill_(*truth);
-            written(tensor, true);
+            if (tensor.numel() > kMostElements) {
+              written_alike(tensor, *truth);
+            } else {
+              values_of(tensor).fill_(*truth);
+              written(tensor, true);
+            }
           });
         }
       } else if (known_before && elements_of(results) <= kMostElements) {

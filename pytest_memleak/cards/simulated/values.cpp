@@ -7,6 +7,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/from_blob.h>
 
+#include <unordered_map>
 #include <unordered_set>
 
 namespace memleak {
@@ -19,6 +20,7 @@ double stand_in = 0;
 bool possible = false;
 std::mutex known_mutex;
 std::unordered_set<const void*> known;
+std::unordered_map<const void*, bool> all_alike;
 
 std::mutex& randomness_mutex() {
   static std::mutex* const one = new std::mutex();
@@ -79,6 +81,7 @@ void written(const at::Tensor& tensor, bool is_known) {
   }
   const c10::Storage& storage = tensor.storage();
   const std::lock_guard<std::mutex> lock(values::known_mutex);
+  values::all_alike.erase(storage.data());
   if (!is_known) {
     values::known.erase(storage.data());
   } else if (
@@ -86,6 +89,25 @@ void written(const at::Tensor& tensor, bool is_known) {
       static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes()) {
     values::known.insert(storage.data());
   }
+}
+
+void written_alike(const at::Tensor& tensor, bool truth) {
+  const c10::Storage& storage = tensor.storage();
+  const bool whole = static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes();
+  written(tensor, false);
+  if (whole && tensor.scalar_type() == at::kBool) {
+    const std::lock_guard<std::mutex> lock(values::known_mutex);
+    values::all_alike[storage.data()] = truth;
+  }
+}
+
+std::optional<bool> alike(const at::Tensor& tensor) {
+  if (!on_card(tensor) || tensor.scalar_type() != at::kBool || tensor.numel() == 0) {
+    return std::nullopt;
+  }
+  const std::lock_guard<std::mutex> lock(values::known_mutex);
+  const auto found = values::all_alike.find(tensor.storage().data());
+  return found == values::all_alike.end() ? std::nullopt : std::optional<bool>(found->second);
 }
 
 at::Tensor values_of(const at::Tensor& tensor) {
@@ -134,6 +156,7 @@ void learn_values(const void* address) {
 void forget_values(const void* address) {
   const std::lock_guard<std::mutex> lock(values::known_mutex);
   values::known.erase(address);
+  values::all_alike.erase(address);
 }
 
 }  // namespace memleak

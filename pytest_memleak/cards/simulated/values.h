@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 
 namespace memleak {
@@ -38,6 +39,10 @@ void written(const at::Tensor& tensor, bool is_known);
 bool can_hold_values();
 bool knows_values(const void* address);
 void learn_values(const void* address);
+
+// All of a tensor of the card is true, or false, without that its memory says so; and what is known of one in that way.
+void written_alike(const at::Tensor& tensor, bool truth);
+std::optional<bool> alike(const at::Tensor& tensor);
 
 // The memory of a tensor of the card, to be read and written by the CPU.
 at::Tensor values_of(const at::Tensor& tensor);

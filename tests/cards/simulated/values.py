@@ -119,6 +119,8 @@ READINGS: dict[str, Program] = {
     "list": lambda: [number / 2 for number in copied(3).tolist()],
     "copied integers": lambda: counts() * 2,
     "finite copy": lambda: bool(torch.isfinite(copied(3)).all()) and not bool(copied(3).isnan().any()),
+    "finite on the card": lambda: bool(torch.isfinite(large()).all()) and not bool(large().isnan().any(0)[0]),
+    "finite and copied": lambda: large().isnan().cpu().any().item() or bool(large().isinf()[0, 0]),
     "picked by a known mask": lambda: copied(3)[torch.tensor([True, False, True])],
     "filled by an unknown mask": lambda: torch.ones(3).masked_fill(copied(3) > 0, 2.0),
     "failure for its shape": raising(lambda: copied(3) + torch.ones(4), RuntimeError),
