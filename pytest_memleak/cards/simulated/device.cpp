@@ -146,7 +146,8 @@ struct CardMemory final : c10::Allocator {
     if (bytes == 0) {
       return {nullptr, nullptr, &release, device};
     }
-    TORCH_CHECK(current < devices, "CUDA error: invalid device ordinal (", device, " of ", static_cast<int>(devices), ")");
+    // Numbers as text: some compilers bring streams of their own, which do not get on with those of torch.
+    TORCH_CHECK(current < devices, "CUDA error: invalid device ordinal (", device, " of ", std::to_string(devices), ")");
     TORCH_CHECK_WITH(
         OutOfMemoryError, bytes < kTooMany, "CUDA out of memory. Tried to allocate more than 1EB memory.");
     refusal.clear();

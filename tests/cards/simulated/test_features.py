@@ -321,8 +321,11 @@ def test_a_package_for_cards_that_is_not_installed(results: Any) -> None:
         """
         + f"\n        def test_attention():{LLAMA.replace(chr(10), chr(10) + ' ' * 8)}".rstrip()
     )
-    assert found["outcomes"] == {"failed": 1, "errors": 3}
-    assert "Triton's kernels are not simulated, and its package is not installed" in reason(found["test_triton"])
+    if find_spec("triton"):
+        assert found["outcomes"] == {"failed": 1, "errors": 2, "passed": 1}
+    else:
+        assert found["outcomes"] == {"failed": 1, "errors": 3}
+        assert "Triton's kernels are not simulated, and its package is not installed" in reason(found["test_triton"])
     assert "Liger's kernels are not simulated, and" in reason(found["test_kernels"])
     said = reason(found["test_attention"])
     assert "FlashAttention's kernels are not simulated, and its package is not installed" in said
@@ -351,6 +354,7 @@ def test_model():{LLAMA}
     assert "FlashAttention's kernels are not simulated: used at test_it.py:" in reason(found["test_model"])
 
 
+@pytest.mark.skipif(bool(torch.version.cuda), reason="this torch is built for CUDA, and says something else")
 def test_torch_that_has_no_cuda(results: Any) -> None:
     found = results(
         """
