@@ -58,7 +58,7 @@ Stack Call::on_meta() {
   return stack;
 }
 
-Stack Call::on_cpu() const {
+Stack Call::arguments_on_cpu() const {
   Stack stack;
   for (const c10::IValue& argument : arguments_) {
     stack.push_back(changed(argument, [](const c10::IValue& value) -> c10::IValue {
@@ -71,8 +71,17 @@ Stack Call::on_cpu() const {
       return c10::IValue();  // a generator of the card
     }));
   }
+  return stack;
+}
+
+Stack Call::on_cpu() const {
+  Stack stack = arguments_on_cpu();
   op_.callBoxed(&stack);
   return stack;
+}
+
+Stack Call::on_cpu(const Stack& results) const {
+  return operation_.by_hand != nullptr ? operation_.by_hand(op_.schema(), arguments_on_cpu(), results) : on_cpu();
 }
 
 Stack Call::on_card_again(const Stack& found) {

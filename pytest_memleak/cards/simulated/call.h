@@ -14,8 +14,6 @@
 
 namespace memleak {
 
-using Stack = torch::jit::Stack;
-
 template <typename Each>
 void each_tensor(const c10::IValue& value, const Each& each) {
   if (value.isTensor()) {
@@ -72,6 +70,9 @@ class Call {
   // The results of the operation on what the arguments' memory holds.
   Stack on_cpu() const;
 
+  // The same where the results are as large as `results` in any case.
+  Stack on_cpu(const Stack& results) const;
+
   // Tensors on the card for what came out on the meta device.
   Stack on_card_again(const Stack& found);
 
@@ -98,6 +99,7 @@ class Call {
 
  private:
   void check_device(const at::Tensor& tensor) const;
+  Stack arguments_on_cpu() const;
   c10::IValue shadow(const c10::IValue& value);
   at::Tensor result(const at::Tensor& found, int view);
   Stack without_shape_function();

@@ -7,6 +7,7 @@
 #include "device.cpp"
 #include "values.cpp"
 #include "operation.cpp"
+#include "attention_values.cpp"
 #include "call.cpp"
 #include "certain.cpp"
 #include "shapes.cpp"

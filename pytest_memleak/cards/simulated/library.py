@@ -10,6 +10,7 @@ from pytest_memleak.compiled import Compiled
 # What card.cpp includes.
 _PARTS = (
     "attention.cpp",
+    "attention_values.cpp",
     "call.cpp",
     "certain.cpp",
     "copies.cpp",
@@ -62,7 +63,7 @@ def load() -> ctypes.PyDLL:
         "stream": (ctypes.c_int64, [ctypes.c_int]),
         "set_stream": (None, [ctypes.c_int, ctypes.c_int64]),
         "allocator": (ctypes.c_uint64, []),
-        "copy_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+        "copy_storage": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
         "replace_storage": (None, [ctypes.c_void_p, ctypes.c_void_p]),
         "values": (None, [Answer, ctypes.c_double, ctypes.c_int]),
         "facts": (None, [ctypes.c_int] * 6),

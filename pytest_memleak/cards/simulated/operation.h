@@ -13,6 +13,14 @@
 
 namespace memleak {
 
+using Stack = torch::jit::Stack;
+
+// What an operation comes to where the CPU has no kernel for it: from its arguments, on the CPU, and its results' shapes.
+using ByHand = Stack (*)(const c10::FunctionSchema& schema, const Stack& arguments, const Stack& results);
+
+// attention_values.cpp; null for what is no attention.
+ByHand attention_by_hand(const std::string& name);
+
 struct Operation {
   std::string name;
   std::vector<bool> is_read;
@@ -32,6 +40,7 @@ struct Operation {
   size_t left_alone = SIZE_MAX;  // an argument that is written to for numbers alone that are not finite
   size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
   Scratch scratch;
+  ByHand by_hand = nullptr;
 };
 
 bool one_of(const std::string& name, std::initializer_list<const char*> names);

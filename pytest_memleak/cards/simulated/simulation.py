@@ -70,7 +70,7 @@ class Simulation:
             self._native.memleak_card_on(len(self.cards), self._take, self._give)
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
-            undo.enter_context(storages.of_card(self._native))
+            undo.enter_context(storages.of_card(self._native, self.unknowns))
             undo.enter_context(readings.labelled(self.unknowns))
             undo.enter_context(self._choices)
             undo.enter_context(self.presumptions)

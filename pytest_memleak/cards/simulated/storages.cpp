@@ -22,9 +22,10 @@ bool on_card(const c10::StorageImpl& storage) {
   return storage.device_type() == kCard;
 }
 
-void copy_content(c10::StorageImpl& to, const c10::StorageImpl& from, size_t bytes) {
+// Whether the CPU got something that nobody computed.
+bool copy_content(c10::StorageImpl& to, const c10::StorageImpl& from, size_t bytes) {
   if (bytes == 0) {
-    return;
+    return false;
   }
   const void* const source = from.data();
   const bool is_known = on_card(from) ? knows_values(source) : !on_card(to) || bytes <= kMostBytes;
@@ -40,11 +41,12 @@ void copy_content(c10::StorageImpl& to, const c10::StorageImpl& from, size_t byt
   } else if (is_known) {
     std::memcpy(to.mutable_data(), source, bytes);
   } else {
-    ask(Asked::kNumber, std::to_string(bytes) + " bytes of a storage");
     if (bytes <= kMostBytes) {
       std::memset(to.mutable_data(), 0, bytes);
     }
+    return true;
   }
+  return false;
 }
 
 }  // namespace
@@ -54,10 +56,11 @@ extern "C" {
 
 using namespace memleak;
 
-// Both are c10::StorageImpl, at least one of them on the card and none beyond card and CPU, of the same size.
-void memleak_card_copy_storage(void* to, const void* from) {
+// Both are c10::StorageImpl, at least one of them on the card and none beyond card and CPU, of the same size. 1: the CPU
+// got something that nobody computed.
+int memleak_card_copy_storage(void* to, const void* from) {
   const auto& source = *static_cast<const c10::StorageImpl*>(from);
-  copy_content(*static_cast<c10::StorageImpl*>(to), source, source.nbytes());
+  return copy_content(*static_cast<c10::StorageImpl*>(to), source, source.nbytes());
 }
 
 // The block of `fresh` becomes that of `storage`, with as much of its content as there is room for; the old one is freed.

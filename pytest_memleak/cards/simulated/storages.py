@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.upstream.patches import Patch
 
 # torch has no types for either.
@@ -23,9 +24,9 @@ _Typed: Any = torch.TypedStorage
 
 
 @contextlib.contextmanager
-def of_card(native: ctypes.PyDLL) -> Iterator[None]:
+def of_card(native: ctypes.PyDLL, unknowns: Unknowns) -> Iterator[None]:
     """Until the end storages may be on the card that `native` is."""
-    storages = _Storages(native)
+    storages = _Storages(native, unknowns)
     with contextlib.ExitStack() as undo:
         for name in ("__new__", "copy_", "resize_"):
             undo.enter_context(Patch(_Storage, name, getattr(storages, name.strip("_"))))
@@ -35,8 +36,9 @@ def of_card(native: ctypes.PyDLL) -> Iterator[None]:
 class _Storages:
     """What takes the place of torch's own methods, by name."""
 
-    def __init__(self, native: ctypes.PyDLL) -> None:
+    def __init__(self, native: ctypes.PyDLL, unknowns: Unknowns) -> None:
         self._native = native
+        self._unknowns = unknowns
 
     def new(self, found: Callable[..., Any]) -> Callable[..., Any]:
         def __new__(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +63,8 @@ class _Storages:
                 raise RuntimeError(
                     f"size does not match, self was {storage.nbytes()} bytes but src was {untyped.nbytes()} bytes"
                 )
-            self._native.memleak_card_copy_storage(storage._cdata, untyped._cdata)
+            if self._native.memleak_card_copy_storage(storage._cdata, untyped._cdata):
+                self._unknowns.lost(f"{storage.nbytes()} bytes of a storage")
             return storage
 
         return copy_

@@ -112,7 +112,7 @@ def test_what_is_saved_can_be_loaded(events: Events, simulation: Simulation, tmp
     assert events(lambda: torch.save(saved, path)) == []
     assert path.stat().st_size > 12_000_000
     assert simulation.unknowns.doubt() is None  # nobody went by what is not known
-    assert len(simulation.unknowns.placeholders) == 1
+    assert len(simulation.unknowns.let_go) == 1
     loaded: list[dict[str, torch.Tensor]] = []
     assert events(lambda: loaded.append(torch.load(path))) == [8000, 12_000_000]
     assert torch.equal(loaded[0]["ids"], saved["ids"])

@@ -1,0 +1,13 @@
+"""Attention on the simulated card; see attention.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.alone import run_alone
+
+
+def test_attention(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("attention.py"))
