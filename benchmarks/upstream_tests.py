@@ -2,9 +2,11 @@
 
     python benchmarks/upstream_tests.py > table.md
 
-Each library's tests run twice, in a fresh folder and with an empty environment: on the CPU, which tells the tests that
-need a GPU (they are skipped), and then those alone with `--gpu-backend=simulated`. No conftest.py of theirs is run, and
-there is no model hub. Needs pip's index, pytest-timeout, and torch, transformers, accelerate, peft and bitsandbytes.
+Each library's tests run in a fresh folder and with an empty environment: on the CPU, which tells the tests that need a
+GPU (they are skipped), and those alone with `--gpu-backend=simulated`. What asks for several cards runs again with
+two; what asks a hub for a model runs again with models of that name that are made here (upstream_models.py). No
+conftest.py of theirs is run, and there is no model hub. Needs pip's index, pytest-timeout, and torch, transformers,
+accelerate, peft and bitsandbytes.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.upstream_table import Result, Tests, table  # noqa: E402
 
 # What the tests import besides the libraries themselves: into a folder of its own, without torch.
 HELPERS = ["parameterized", "scipy", "opt-einsum", "datasets", "evaluate", "diffusers", "importlib-metadata", "zipp"]
@@ -63,46 +68,14 @@ LIBRARIES = (
     ),
 )
 
-# Keeps what a machine without a GPU skips; the bodies of all other tests would only take time.
-SKIPPED_ONLY = """
-def pytest_collection_modifyitems(config, items):
-    def skips(item):
-        marked = (getattr(item, name, None) for name in ("obj", "cls"))
-        return any(getattr(part, "__unittest_skip__", False) for part in marked) or any(item.iter_markers("skipif"))
-    kept = [item for item in items if skips(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
-"""
-# Writes what became of each test, by its node id: the first line that says so.
-OUTCOMES = """
-import os
-def pytest_runtest_logreport(report):
-    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr or "")
-    errors = [line[1:] for line in text.splitlines() if line.startswith("E ")] or text.strip().splitlines()[-1:]
-    said = " ".join(" ".join(errors).split())[:600]
-    with open(os.environ["OUTCOMES"], "a") as file:
-        file.write(f"{report.nodeid}\\t{report.when}\\t{report.outcome}\\t{said}\\n")
-def pytest_collectreport(report):
-    if report.failed:
-        with open(os.environ["OUTCOMES"], "a") as file:
-            file.write(f"{report.nodeid}\\tcollect\\tfailed\\t{' '.join(str(report.longrepr).split())[-300:]}\\n")
-"""
 # First match decides. What a skip says on a machine without a GPU, and what a failure says on the simulated card.
 FOR_A_GPU = re.compile(r"gpu|cuda|accelerator|hardware|non.?cpu|bitsandbytes|multi.?device", re.IGNORECASE)
+FOR_SEVERAL = re.compile(r"multiple|multi.?(gpu|device)|at least 2", re.IGNORECASE)
 KINDS = {
     "needs values": r"INCONCLUSIVE|inconclusive|are not close|not almost equal|allclose",
     "needs a hub": r"offline|huggingface\.co|LocalEntryNotFound|cached files|Hub",
-    "not simulated": r"NotImplementedError|not simulated|Storage device not recognized|no kernel|not available for",
+    "not simulated": r"accelerate launch|NotImplementedError|not simulated|no kernel|not available for",
 }
-COLUMNS = ("passed", "needs a hub", "needs values", "not simulated", "skipped here too", "other")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one test, and why."""
-
-    kind: str
-    why: str = ""
 
 
 def prepared(library: Library, folder: Path) -> Path:
@@ -125,33 +98,75 @@ def pinned(library: Library) -> str:
     return f"{library.name}=={library.version}"
 
 
-def run(library: Library, source: Path, folder: Path, backend: str, tests: list[str]) -> dict[str, Result]:
-    """What became of each test, by node id."""
-    outcomes = folder / f"{library.name}-{backend}.tsv"
-    outcomes.unlink(missing_ok=True)
-    (folder / "tests.txt").write_text("\n".join(tests))
-    plugins = ["-p", "outcomes"]
-    if backend == "cpu":
-        plugins += ["-k", library.gated_by_name] if library.gated_by_name else ["-p", "skipped_only"]
-    command = [sys.executable, "-m", "pytest", f"--gpu-backend={backend}", *plugins, "-p", "no:cacheprovider"]
-    command += ["--noconftest", "-c", os.devnull, f"--rootdir={source}", "-q", "--tb=short", "--timeout=60"]
-    command += ["--continue-on-collection-errors", f"@{folder / 'tests.txt'}"]
-    home = folder / "home"
-    home.mkdir(exist_ok=True)
-    environment = {
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.defpath)),
-        "PYTHONPATH": os.pathsep.join((str(folder), str(folder / "site"), str(source))),
-        "HOME": str(home),
-        "OUTCOMES": str(outcomes),
-        "OMP_NUM_THREADS": "1",
-        **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
-    }
-    log = folder / f"{library.name}-{backend}.log"
-    with log.open("w") as file:
-        subprocess.run(command, cwd=source, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if not outcomes.exists():
-        raise SystemExit(f"{library.name}: no test ran; pytest said:\n{log.read_text()[-2000:]}")
-    return dict(read(outcomes))
+class Runs:
+    """The runs of one library's tests; each leaves a log and a file of outcomes in `folder`."""
+
+    def __init__(self, library: Library, folder: Path) -> None:
+        self._library = library
+        self._folder = folder
+        self._source = prepared(library, folder)
+
+    def all(self) -> Tests:
+        on_cpu = self.run("cpu", "cpu", list(self._library.modules))
+        gated = [test for test, result in on_cpu.items() if self._needs_gpu(result)]
+        print(f"{self._library.name}: {len(gated)} of {len(on_cpu)} need a GPU", file=sys.stderr)
+        ended = Result("other", "the run ended before it")
+        found = dict.fromkeys(gated, ended) | self.run("one", "simulated", gated)
+        several = [
+            test for test, result in found.items() if result.kind == "skipped" and FOR_SEVERAL.search(result.why)
+        ]
+        found |= dict.fromkeys(several, ended) | self.run("two", "simulated:2xh200", several)
+        hubless = [test for test, result in found.items() if result.kind == "needs a hub"]
+        # As many cards as the test had before.
+        with_models: dict[str, Result] = dict.fromkeys(hubless, ended)
+        for name, backend, tests in (
+            ("one-models", "simulated", [test for test in hubless if test not in several]),
+            ("two-models", "simulated:2xh200", [test for test in hubless if test in several]),
+        ):
+            with_models |= self.run(name, backend, tests, home=self._folder / "models")
+        return Tests(self._library.name, self._library.version, found, frozenset(several), with_models)
+
+    def run(self, name: str, backend: str, tests: list[str], home: Path | None = None) -> dict[str, Result]:
+        """What became of each test, by node id. `home` is where models of the hub would be."""
+        if not tests:
+            return {}
+        outcomes = self._folder / f"{self._library.name}-{name}.tsv"
+        outcomes.unlink(missing_ok=True)
+        (self._folder / "tests.txt").write_text("\n".join(tests))
+        plugins = ["-p", "outcomes"]
+        if backend == "cpu":
+            gate = self._library.gated_by_name
+            plugins += ["-k", gate] if gate else ["-p", "skipped_only"]
+        command = [sys.executable, "-m", "pytest", f"--gpu-backend={backend}", *plugins, "-p", "no:cacheprovider"]
+        command += ["--noconftest", "-c", os.devnull, f"--rootdir={self._source}", "-q", "--tb=short", "--timeout=120"]
+        command += ["--continue-on-collection-errors", f"@{self._folder / 'tests.txt'}"]
+        log = self._folder / f"{self._library.name}-{name}.log"
+        with log.open("w") as file:
+            environment = self._environment(outcomes, home or self._folder / "no-models")
+            subprocess.run(
+                command, cwd=self._source, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+        if not outcomes.exists():
+            raise SystemExit(f"{self._library.name}: no test ran; pytest said:\n{log.read_text()[-2000:]}")
+        return dict(read(outcomes))
+
+    def _environment(self, outcomes: Path, home: Path) -> dict[str, str]:
+        places = (self._folder / "own", ROOT / "benchmarks" / "upstream_plugins", self._folder / "site", self._source)
+        return {
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.defpath)),
+            "PYTHONPATH": os.pathsep.join(map(str, places)),
+            "HOME": str(self._folder / "home"),
+            "HF_HOME": str(home),
+            "OUTCOMES": str(outcomes),
+            "OMP_NUM_THREADS": "1",
+            "RUN_SLOW": "yes",
+            **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
+        }
+
+    def _needs_gpu(self, result: Result) -> bool:
+        if self._library.gated_by_name:
+            return result.kind == "passed"
+        return result.kind == "skipped" and bool(FOR_A_GPU.search(result.why))
 
 
 def read(outcomes: Path) -> Iterator[tuple[str, Result]]:
@@ -166,37 +181,9 @@ def read(outcomes: Path) -> Iterator[tuple[str, Result]]:
 
 
 def judged(outcome: str, why: str) -> Result:
-    if outcome == "passed":
-        return Result("passed")
-    if outcome == "skipped":
-        return Result("skipped here too", why)
-    kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, why)), "other")
-    return Result(kind, why)
-
-
-def needs_gpu(library: Library, result: Result) -> bool:
-    if library.gated_by_name:
-        return result.kind == "passed"
-    return result.kind == "skipped here too" and bool(FOR_A_GPU.search(result.why))
-
-
-def row(library: Library, results: dict[str, Result]) -> str:
-    counts = Counter(result.kind for result in results.values())
-    cells = (library.name, library.version, len(results), *(counts[column] for column in COLUMNS))
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def reasons(library: Library, results: dict[str, Result]) -> Iterator[str]:
-    """Each reason for not passing, once, with how many tests it holds for."""
-    found = Counter((result.kind, plain(result.why)) for result in results.values() if result.kind != "passed")
-    for (kind, why), count in found.most_common():
-        yield f"- {library.name}, {kind}, {count}: `{why}`"
-
-
-def plain(why: str) -> str:
-    """Without what differs from test to test and from machine to machine."""
-    why = re.sub(r"(/[\w.+-]+)+/", "…/", why.replace("`", "'").replace("|", "/"))
-    return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "N", why)[:150]
+    if outcome in ("passed", "skipped"):
+        return Result(outcome, why)
+    return Result(next((kind for kind, pattern in KINDS.items() if re.search(pattern, why)), "other"), why)
 
 
 def main() -> None:
@@ -207,30 +194,19 @@ def main() -> None:
     chosen = [library for library in LIBRARIES if not arguments.only or library.name in arguments.only]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
-        folder.mkdir(exist_ok=True, parents=True)
-        (folder / "skipped_only.py").write_text(SKIPPED_ONLY)
-        (folder / "outcomes.py").write_text(OUTCOMES)
+        for name in ("home", "own"):
+            (folder / name).mkdir(exist_ok=True, parents=True)
+        # This package alone, and not the tests beside it, whose name is that of others'.
+        own = folder / "own" / "pytest_memleak"
+        own.unlink(missing_ok=True)
+        own.symlink_to(ROOT / "pytest_memleak")
+        if not (folder / "models").exists():
+            from benchmarks.upstream_models import make_cache
+
+            make_cache(folder / "models")
         installed = [pinned(library) for library in chosen if library.install]
         pip("install", "--target", str(folder / "site"), "--upgrade", *HELPERS, *installed)
-        rows: list[str] = []
-        whys: list[str] = []
-        passed: list[str] = []
-        for library in chosen:
-            source = prepared(library, folder)
-            on_cpu = run(library, source, folder, "cpu", list(library.modules))
-            gated = [test for test, result in on_cpu.items() if needs_gpu(library, result)]
-            print(f"{library.name}: {len(gated)} of {len(on_cpu)} need a GPU", file=sys.stderr)
-            results = run(library, source, folder, "simulated", gated) if gated else {}
-            results = {test: results.get(test, Result("other", "the run ended before it")) for test in gated}
-            rows.append(row(library, results))
-            whys += reasons(library, results)
-            passed += [f"- {library.name}: `{test}`" for test, result in results.items() if result.kind == "passed"]
-    packages = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "pytest")
-    print("Run with", ", ".join(f"{package} {version(package)}" for package in packages) + ".\n")
-    print("| library | version | GPU tests | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 3))
-    print("\n".join(rows))
-    print("\nWhy the others do not pass (numbers as N):\n\n" + "\n".join(whys))
-    print("\nThe tests that pass:\n\n" + "\n".join(passed))
+        print(table([Runs(library, folder).all() for library in chosen]))
 
 
 if __name__ == "__main__":
