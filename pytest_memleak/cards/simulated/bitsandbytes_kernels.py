@@ -21,7 +21,7 @@ from pytest_memleak.upstream.patches import Patch
 
 NAMESPACE = "bitsandbytes"
 _MODULE = "bitsandbytes.backends.cuda.ops"
-# Beyond, nothing is computed; as in values.h.
+# Beyond, nothing is computed; as in native/values.h.
 _MOST_VALUES = 1 << 18
 
 Kernel = Callable[..., Any]

@@ -7,42 +7,16 @@ from pathlib import Path
 
 from pytest_memleak.compiled import Compiled
 
-# What card.cpp includes.
-_PARTS = (
-    "attention.cpp",
-    "attention_values.cpp",
-    "call.cpp",
-    "certain.cpp",
-    "copies.cpp",
-    "device.cpp",
-    "kernels.cpp",
-    "marks.cpp",
-    "operation.cpp",
-    "places.cpp",
-    "reduction.cpp",
-    "scratch.cpp",
-    "shapes.cpp",
-    "storages.cpp",
-    "threads.cpp",
-    "values.cpp",
-    "workspaces.cpp",
-    "call.h",
-    "card.h",
-    "kernels.h",
-    "marks.h",
-    "operation.h",
-    "reduction.h",
-    "scratch.h",
-    "values.h",
-)
+_NATIVE = Path(__file__).with_name("native")
 CHECKED_ON = "2.6, 2.11 (both built for CUDA) and 2.13 (for the CPU)"
 """The releases of torch whose private parts the card is known to fit."""
 
 _LIBRARY = Compiled(
     "the simulated card",
     "card",
-    (Path(__file__).with_name("card.cpp"),),
-    headers=tuple(Path(__file__).with_name(name) for name in _PARTS),
+    (_NATIVE / "card.cpp",),
+    # card.cpp includes all others.
+    headers=tuple(sorted({*_NATIVE.glob("*.cpp"), *_NATIVE.glob("*.h")} - {_NATIVE / "card.cpp"})),
     links=("c10", "torch_cpu"),
     checked_on=CHECKED_ON,
 )

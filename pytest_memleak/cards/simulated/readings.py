@@ -42,7 +42,7 @@ def labelled(unknowns: Unknowns) -> Iterator[None]:
 
 
 def for_good() -> None:
-    """What outlives the card: tensors on the CPU that are marked (marks.cpp), and files with numbers in them."""
+    """What outlives the card: tensors on the CPU that are marked (native/marks.cpp), and files with numbers in them."""
     for name in ("new_tensor", "new"):  # torch can make nothing of the kind of a marked tensor
         Patch(torch.Tensor, name, _of_unmarked).__enter__()
     # torch.load asks which functions make what was saved, and this one makes a float of a `StandIn`.

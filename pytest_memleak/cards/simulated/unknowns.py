@@ -1,6 +1,6 @@
 """What a program is given where the simulated card has no value, and what becomes of the run then.
 
-What is small and comes from known values is computed for real (values.cpp): token ids, masks, positions, whole models
+What is small and comes from known values is computed for real (native/values.cpp): token ids, masks, positions, whole models
 if they are tiny. Everything else has a size and no content. A program that reads it gets a placeholder; one that
 decides something by it makes the run inconclusive, and the line is named.
 """
@@ -25,7 +25,7 @@ Read = TypeVar("Read")
 
 
 class Asked(IntEnum):
-    """What was asked for; as in values.h."""
+    """What was asked for; as in native/values.h."""
 
     NUMBER = 0
     DECISION = 1
