@@ -1,7 +1,7 @@
 """What a program is given where the simulated card has no value, and what becomes of the run then.
 
-What is small and comes from known values is computed for real (native/values.cpp): token ids, masks, positions, whole models
-if they are tiny. Everything else has a size and no content. A program that reads it gets a placeholder; one that
+What is small and comes from known values is computed for real (native/values.cpp): token ids, masks, positions, whole
+models if they are tiny. Everything else has a size and no content. A program that reads it gets a placeholder; one that
 decides something by it makes the run inconclusive, and the line is named.
 """
 
