@@ -79,16 +79,15 @@ class BitsandbytesKernels:
             written = [value for value, writes in zip(given, is_written, strict=False) if writes]
             for tensor in _tensors(written):
                 torch.ops.memleak_card.forget(tensor)
+            try:
+                computed = None if copies is None else operation(*copies)
+            except RuntimeError:
+                return results  # there is none for the CPU, or not its library: the values stay unknown
             if copies is not None:
-                with contextlib.suppress(NotImplementedError):  # it has none for the CPU: the values stay unknown
-                    computed = operation(*copies)
-                    written_copies = [value for value, writes in zip(copies, is_written, strict=False) if writes]
-                    for to, value in zip(
-                        [*_tensors(written), *_tensors(results)],
-                        [*_tensors(written_copies), *_tensors(computed)],
-                        strict=True,
-                    ):
-                        to.copy_(value.reshape(to.shape))  # for the CPU one kernel leaves a dimension more
+                written_copies = [value for value, writes in zip(copies, is_written, strict=False) if writes]
+                to = [*_tensors(written), *_tensors(results)]
+                for tensor, value in zip(to, [*_tensors(written_copies), *_tensors(computed)], strict=True):
+                    tensor.copy_(value.reshape(tensor.shape))  # for the CPU one kernel leaves a dimension more
             return results
 
         return run

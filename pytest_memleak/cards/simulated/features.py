@@ -79,6 +79,7 @@ def refused(simulation: Simulation) -> Iterator[None]:
         later = {
             "torch.distributed.distributed_c10d": refusals.of_distributed,
             "triton.runtime.jit": refusals.of_triton,
+            "triton.runtime.driver": refusals.of_triton_s_driver,
         }
         undo.enter_context(AfterImport(later | dict.fromkeys(_FLASH_MODULES, refusals.of_flash)))
         yield
@@ -110,6 +111,12 @@ class _Refusals:
     def of_triton(self, module: ModuleType) -> list[Patch]:
         launch = self._function(TRITON)
         return [Patch(module.KernelInterface, "__getitem__", lambda found: lambda kernel, grid: launch)]
+
+    def of_triton_s_driver(self, module: ModuleType) -> list[Patch]:
+        """Releases before 3.3 ask it for a stopwatch where a kernel is defined, and it asks for the card's library."""
+        if "active" not in vars(module.driver):
+            return []
+        return [Patch(module.driver, "active", lambda found: _Driver(self._function(TRITON)))]
 
     def of_flash(self, module: ModuleType) -> list[Patch]:
         names = [name for name, value in vars(module).items() if name.startswith("flash_attn_") and callable(value)]
@@ -155,6 +162,19 @@ class _Refusals:
             return found(wrapper, model, inputs, **kwargs)
 
         return compiled
+
+
+class _Driver:
+    """Triton's, without a card to drive: a kernel may be defined with it, and not more."""
+
+    def __init__(self, refusal: Callable[..., Any]) -> None:
+        self._refusal = refusal
+
+    def get_benchmarker(self) -> Callable[..., Any]:
+        return self._refusal
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self._refusal
 
 
 def _any_on_a_card(values: list[Any]) -> bool:
