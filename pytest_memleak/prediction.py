@@ -12,7 +12,7 @@ import torch
 
 from pytest_memleak.budget.sizes import format_size, parse_size
 from pytest_memleak.cards.simulated.process import this_process_s
-from pytest_memleak.cards.simulated.profiles import DEFAULT, PROFILES, Profile, of_size, profile_of
+from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile, of_size, profile_of
 from pytest_memleak.errors import BadInput
 from pytest_memleak.ledger.at_peak import AtPeak, PeakContents, lines_of
 from pytest_memleak.meters import shared
@@ -144,6 +144,8 @@ def profile_for(card: str | int) -> Profile:
         raise BadInput(
             f"card={card!r} is neither a size nor a card that can be simulated ({', '.join(sorted(PROFILES))}): {error}"
         ) from None
+    if size > MOST_MEMORY:
+        raise BadInput(f"card={card!r}: a simulated card has {format_size(MOST_MEMORY)} at most")
     return replace(of_size(size), name=f"a card of {format_size(size)}", context=0)
 
 

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_memleak.budget.sizes import UNITS, format_size
-from pytest_memleak.cards.simulated.profiles import DEFAULT, PROFILES, Profile
+from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile
 from pytest_memleak.cli.finding import first_line
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
 from pytest_memleak.support import require_torch
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 SCHEMA = "pytest-memleak-predict/1"
 FITS, DOES_NOT_FIT, CANNOT_TELL = 0, 1, 2
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
-_AMPLE = 900 * UNITS["GiB"]
-"""Less than the address space that a simulated card has."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def _answer(chosen: argparse.Namespace, folder: Path) -> tuple[str, int]:
     needs = answer
     if not answer.prediction.fits:
         _tell("it does not fit: once more on a card without end, to see what it would take")
-        needs = _try(plan, replace(profile, name="a card without end", total=_AMPLE, context=0))
+        needs = _try(plan, replace(profile, name="a card without end", total=MOST_MEMORY, context=0))
     smallest = _smallest(plan, profile, answer, needs)
     data = _data(chosen, plan, answer, needs, smallest)
     status = CANNOT_TELL if data["doubt"] else FITS if answer.prediction.fits else DOES_NOT_FIT

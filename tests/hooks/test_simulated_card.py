@@ -222,6 +222,9 @@ def test_without_a_gpu_a_cap_brings_the_card_and_nothing_else_does(run_apart: Ru
         def test_cap_that_is_more_than_any_card_has(card):
             torch.empty(250 * 1024**3, dtype=torch.uint8, device="cuda")
 
+        @pytest.mark.gpu_cap("801G")
+        def test_cap_that_is_more_than_can_be_simulated(): ...
+
         @pytest.mark.gpu_cap("1G")
         def test_and_less_again():
             assert torch.cuda.memory_reserved() < 1024**3
@@ -231,8 +234,9 @@ def test_without_a_gpu_a_cap_brings_the_card_and_nothing_else_does(run_apart: Ru
         """,
         "--memleak-json=out.json",
     )
-    result.assert_outcomes(passed=7, skipped=1)
-    backends = {name: record["card"]["backend"] for name, record in records().items()}
+    result.assert_outcomes(passed=7, skipped=1, errors=1)
+    result.stdout.fnmatch_lines(["*@gpu_cap: a simulated card has 800 GiB at most*"])
+    backends = {name: record["card"]["backend"] for name, record in records().items() if record["card"]}
     assert (backends["test_cap"], backends["test_no_cap"]) == ("simulated", "cpu")
     assert "test_after" not in backends
     result.stdout.fnmatch_lines(["1 skip for want of a GPU: --gpu-backend=simulated lets such tests see a card*"])

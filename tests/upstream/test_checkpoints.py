@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import json
+import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +91,31 @@ def test_a_large_one_takes_no_disk_and_has_shards_that_can_be_mapped(transformer
     assert max(sizes) < MOST_IN_A_SHARD + 100_000
     assert disk(folder) < 200_000
     assert shards[0].name == "model-00001-of-00005.safetensors"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system is not told how a file will be read")
+def test_what_a_loader_looks_at_is_in_memory_and_little_else_gets_there(transformers: Any, tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=4, vocab_size=32000)
+    (file,) = make_checkpoint(config, tmp_path, sparse=True).glob("*.safetensors")
+    tensors = len(read_checkpoint(file))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE) as pages:
+        length = 8 + int.from_bytes(pages[:8], "little")
+        header = json.loads(pages[8:length])
+        begins = [length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"]
+        before = resident(pages)
+        assert {pages[begin] for begin in begins} == {0}
+        assert len(begins) == tensors
+        assert resident(pages) == before < 4 * tensors, "nothing was read ahead"
+
+
+def resident(pages: mmap.mmap) -> int:
+    """How many pages of a file the system has in memory."""
+    found = (ctypes.c_ubyte * -(-len(pages) // mmap.PAGESIZE))()
+    start = ctypes.c_char.from_buffer(pages)
+    address = ctypes.c_void_p(ctypes.addressof(start))
+    assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(pages)), found) == 0
+    del start
+    return sum(page & 1 for page in found)
 
 
 def test_one_tensor_that_is_larger_than_a_shard_has_its_own(

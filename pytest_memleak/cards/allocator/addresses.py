@@ -6,7 +6,9 @@ what is reused, and with that in the figures.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right, insort
+from operator import itemgetter
 from typing import Protocol
 
 from pytest_memleak.cards.allocator.rules import MIB
@@ -34,30 +36,27 @@ class Addresses(Protocol):
 class Chunk:
     """Space that the driver asked of the system; a segment lies at the beginning of the smallest hole that fits it."""
 
-    __slots__ = ("begin", "end", "holes")
+    __slots__ = ("begin", "end", "holes", "number")
 
-    def __init__(self, begin: int, end: int) -> None:
+    def __init__(self, begin: int, end: int, number: int) -> None:
         self.begin, self.end = begin, end
+        self.number = number
+        """The newest has the highest."""
         self.holes = [(begin, end)]
 
-    def take(self, size: int) -> int | None:
-        fitting = [(end - begin, begin, end) for begin, end in self.holes if end - begin >= size]
-        if not fitting:
-            return None
-        _, begin, end = min(fitting)
+    @property
+    def room(self) -> int:
+        """The largest segment that fits."""
+        return max((end - begin for begin, end in self.holes), default=0)
+
+    def take(self, size: int) -> int:
+        _, begin, end = min((end - begin, begin, end) for begin, end in self.holes if end - begin >= size)
         index = self.holes.index((begin, end))
         self.holes[index : index + 1] = [(begin + size, end)] if end - begin > size else []
         return begin
 
     def give(self, begin: int, size: int) -> None:
-        end = begin + size
-        index = bisect_left(self.holes, (begin, end))
-        if index < len(self.holes) and self.holes[index][0] == end:
-            end = self.holes.pop(index)[1]
-        if index and self.holes[index - 1][1] == begin:
-            index -= 1
-            begin = self.holes.pop(index)[0]
-        self.holes.insert(index, (begin, end))
+        _join(self.holes, begin, begin + size)
 
 
 class Driver:
@@ -73,29 +72,28 @@ class Driver:
         self._begins: list[int] = []
         self._gaps: list[tuple[int, int]] = [(LOWEST, TOP)]
         self._reserved = EXPANDABLE
+        self._made = itertools.count()
+        self._by_room: dict[int, list[tuple[int, Chunk]]] = {}
+        """Chunks with their numbers, the newest last, by the room they have: of chunks there are many, of rooms few."""
         for size, used in CONTEXT:
-            self._new_chunk(size).take(used)
+            self._take(self._new_chunk(size), used)
 
     def take(self, size: int) -> int:
-        # A dictionary keeps the order of creation; a segment is rare enough to look at all chunks.
-        for chunk in reversed(self._chunks.values()):
-            if chunk.holes:
-                address = chunk.take(size)
-                if address is not None:
-                    return address
-        address = self._new_chunk(-(-size // CHUNK) * CHUNK).take(size)
-        assert address is not None
-        return address
+        newest = max((chunks[-1] for room, chunks in self._by_room.items() if room >= size), default=None)
+        return self._take(newest[1] if newest else self._new_chunk(-(-size // CHUNK) * CHUNK), size)
 
     def give(self, address: int, size: int) -> None:
         if address < LOWEST:
             return  # an expandable segment's space is not used again
-        chunk = self._chunks[self._begins[bisect_right(self._begins, address) - 1]]
+        place = bisect_right(self._begins, address) - 1
+        chunk = self._chunks[self._begins[place]]
+        self._forget_room(chunk)
         chunk.give(address, size)
-        if chunk.holes == [(chunk.begin, chunk.end)]:
-            del self._chunks[chunk.begin]
-            self._begins.remove(chunk.begin)
-            self._close(chunk.begin, chunk.end)
+        if chunk.holes != [(chunk.begin, chunk.end)]:
+            self._note_room(chunk)
+            return
+        del self._chunks[chunk.begin], self._begins[place]
+        _join(self._gaps, chunk.begin, chunk.end)
 
     def reserve(self, size: int) -> int:
         address = self._reserved
@@ -105,13 +103,35 @@ class Driver:
     def _new_chunk(self, size: int) -> Chunk:
         begin, end = next(gap for gap in reversed(self._gaps) if gap[1] - gap[0] > size)
         self._gaps[self._gaps.index((begin, end))] = (begin, end - size)
-        chunk = self._chunks[end - size] = Chunk(end - size, end)
+        chunk = self._chunks[end - size] = Chunk(end - size, end, next(self._made))
         insort(self._begins, chunk.begin)
+        self._note_room(chunk)
         return chunk
 
-    def _close(self, begin: int, end: int) -> None:
-        """The gap between these, and the gaps beside it, are one."""
-        for gap in [gap for gap in self._gaps if gap[1] == begin or gap[0] == end]:
-            self._gaps.remove(gap)
-            begin, end = min(begin, gap[0]), max(end, gap[1])
-        insort(self._gaps, (begin, end))
+    def _take(self, chunk: Chunk, size: int) -> int:
+        self._forget_room(chunk)
+        address = chunk.take(size)
+        self._note_room(chunk)
+        return address
+
+    def _note_room(self, chunk: Chunk) -> None:
+        if room := chunk.room:
+            insort(self._by_room.setdefault(room, []), (chunk.number, chunk))
+
+    def _forget_room(self, chunk: Chunk) -> None:
+        if room := chunk.room:
+            chunks = self._by_room[room]
+            del chunks[bisect_left(chunks, chunk.number, key=itemgetter(0))]
+            if not chunks:
+                del self._by_room[room]
+
+
+def _join(spans: list[tuple[int, int]], begin: int, end: int) -> None:
+    """One more span, which is one with those beside it."""
+    place = bisect_left(spans, (begin, end))
+    if place < len(spans) and spans[place][0] == end:
+        end = spans.pop(place)[1]
+    if place and spans[place - 1][1] == begin:
+        place -= 1
+        begin = spans.pop(place)[0]
+    spans.insert(place, (begin, end))

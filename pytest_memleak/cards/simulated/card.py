@@ -6,10 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.capping import enforced
 from pytest_memleak.cards.simulated.features import reason_of
 from pytest_memleak.cards.simulated.memory import simulated
+from pytest_memleak.cards.simulated.profiles import MOST_MEMORY
 from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.errors import Unavailable
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
@@ -78,6 +81,8 @@ class SimulatedCard:
     def _as_big_as(self, cap: Cap) -> Iterator[None]:
         """A card that nobody named is larger than usual where a cap wants it so."""
         cards = self._simulation.cards
+        if cap.bytes > MOST_MEMORY:
+            raise Unavailable(f"{cap.source}: a simulated card has {format_size(MOST_MEMORY)} at most")
         if self._named or cap.bytes <= min(card.total for card in cards):
             yield
             return

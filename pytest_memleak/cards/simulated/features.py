@@ -48,7 +48,8 @@ _FLASH_MODULES = ("flash_attn", "flash_attn.flash_attn_interface", "flash_attn_i
 _WORDS = re.compile(
     r"Tried to instantiate dummy base class|not compiled with CUDA|compiled without CUDA|CUDA is not available|"
     r"without ATen_cuda library|missing kernel for cuda|module 'torch\._C' has no attribute '_(cuda|nccl|cudnn)|"
-    r"No CUDA GPUs are available|Found no NVIDIA driver|libcuda\.so|arguments from the '\w+CUDA' backend"
+    r"No CUDA GPUs are available|Found no NVIDIA driver|libcuda\.so|arguments from the '\w+CUDA' backend|"
+    r"CPU-only version of bitsandbytes|Native code method attempted to call"
 )
 _PACKAGES = {r"flash.?att": FLASH, r"\btriton\b": TRITON, r"\bliger": LIGER}
 
@@ -64,7 +65,7 @@ def reason_of(error: BaseException) -> str | None:
                 if re.search(name, str(found), re.IGNORECASE):
                     return f"{sentence}, and its package is not installed: run it on a real card"
         if _WORDS.search(str(found)):
-            return "torch has no CUDA of its own here, and the program needs it: run it on a real card"
+            return "what is installed here has no CUDA, and the program needs it: run it on a real card"
         found = found.__cause__ or found.__context__
     return None
 

@@ -52,6 +52,8 @@ PROFILES = {
 }
 DEFAULT = "h200"
 MOST_CARDS = 8
+MOST_MEMORY = 800 * GIB
+"""Somewhat less than the address space of a card."""
 _SEVERAL = re.compile(r"(?P<count>\d+)x(?P<name>.*)", re.IGNORECASE)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pytest_memleak.cards.allocator.addresses import CONTEXT, TOP, Driver
+import random
+
+import pytest
+
+from pytest_memleak.cards.allocator.addresses import CHUNK, CONTEXT, TOP, Driver
 from pytest_memleak.cards.allocator.rules import MIB
 
 CONTEXTS = sum(size for size, _ in CONTEXT)
@@ -62,3 +66,63 @@ def test_expandable_segments_have_their_own_space() -> None:
     assert two >= one + 100 * MIB
     assert driver.take(2 * MIB) > two + 100 * MIB
     driver.give(one, 100 * MIB)
+
+
+class Plain:
+    """The same rules, written down without a thought for the time it takes."""
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[int, int]] = []  # from where to where, the newest last
+        self.taken: dict[int, int] = {}
+        for size, used in CONTEXT:
+            self.taken[self.new_chunk(size)] = used
+
+    def take(self, size: int) -> int:
+        for begin, end in reversed(self.chunks):
+            fitting = [(stop - start, start) for start, stop in self.free(begin, end) if stop - start >= size]
+            if fitting:
+                address = min(fitting)[1]
+                break
+        else:
+            address = self.new_chunk(-(-size // CHUNK) * CHUNK)
+        self.taken[address] = size
+        return address
+
+    def give(self, address: int) -> None:
+        del self.taken[address]
+        self.chunks = [
+            (begin, end) for begin, end in self.chunks if any(begin <= segment < end for segment in self.taken)
+        ]
+
+    def new_chunk(self, size: int) -> int:
+        upper = TOP
+        for begin, end in [*sorted(self.chunks, reverse=True), (0, 0)]:
+            if upper - end > size:
+                self.chunks.append((upper - size, upper))
+                return upper - size
+            upper = begin
+        raise AssertionError("there is no end of space")
+
+    def free(self, begin: int, end: int) -> list[tuple[int, int]]:
+        found = []
+        for address in sorted(segment for segment in self.taken if begin <= segment < end):
+            found.append((begin, address))
+            begin = address + self.taken[address]
+        return [span for span in [*found, (begin, end)] if span[1] > span[0]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_segments_that_come_and_go(seed: int) -> None:
+    rng = random.Random(seed)
+    driver, plain = Driver(), Plain()
+    alive: dict[int, int] = {}
+    for step in range(600):
+        if alive and rng.random() < (0.3 if step < 300 else 0.6):
+            address = rng.choice(sorted(alive))
+            driver.give(address, alive.pop(address))
+            plain.give(address)
+        else:
+            size = rng.choice((2, 2, 20, 22, 40, 64, 200)) * MIB
+            address = driver.take(size)
+            assert address == plain.take(size)
+            alive[address] = size

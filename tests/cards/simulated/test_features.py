@@ -309,9 +309,11 @@ def test_kernels_of_triton(results: Any, tmp_path: Path) -> None:
 def test_a_package_for_cards_that_is_not_installed(results: Any) -> None:
     found = results(
         """
+        import sys
         import pytest, torch
 
-        def test_triton():
+        def test_triton(monkeypatch):
+            monkeypatch.setitem(sys.modules, "triton", None)
             import triton
 
         def test_kernels():
@@ -355,7 +357,7 @@ def test_model():{LLAMA}
     assert "FlashAttention's kernels are not simulated: used at test_it.py:" in reason(found["test_model"])
 
 
-@pytest.mark.skipif(bool(torch.version.cuda), reason="this torch is built for CUDA, and says something else")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA of its own")
 def test_torch_that_has_no_cuda(results: Any) -> None:
     found = results(
         """
@@ -373,11 +375,11 @@ def test_torch_that_has_no_cuda(results: Any) -> None:
         """
     )
     assert found["outcomes"] == {"errors": 2}
-    said = "torch has no CUDA of its own here, and the program needs it: run it on a real card"
+    said = "what is installed here has no CUDA, and the program needs it: run it on a real card"
     assert said in reason(found["test_it"])
     assert said in reason(found["test_by_way_of_another_error"])
 
 
 def test_paged_optimizers(pytester: pytest.Pytester) -> None:
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", minversion="0.47")  # before, they were not torch's operations
     run_alone(pytester, Path(__file__).with_name("paged_optimizers.py"))
