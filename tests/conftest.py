@@ -65,7 +65,21 @@ def time_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _imported: dict[str, ModuleType] = {}
-"""By inner runs, and not of their own tests."""
+"""By inner runs and by tests that make some, and not of the inner runs' own tests."""
+
+
+def _note_imported(folder: Path) -> None:
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is None or not Path(file).is_relative_to(folder):
+            _imported[name] = module
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What the test itself imported is forgotten with the rest, `pytest.importorskip` included."""
+    if isinstance(pytester := getattr(item, "funcargs", {}).get("pytester"), pytest.Pytester):
+        _note_imported(pytester.path)
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +100,7 @@ class _KeepsModules:
         self._before = {id(thing) for thing in gc.get_objects() if type(thing) is torch.Tensor}
 
     def pytest_unconfigure(self) -> None:
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if file is None or not Path(file).is_relative_to(self._folder):
-                _imported[name] = module
+        _note_imported(self._folder)
 
     def restore(self) -> None:
         for name, module in _imported.items():
