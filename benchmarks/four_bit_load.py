@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from truth_models import built, causal, llama
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -24,21 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1.1 billion random parameters in fp16, as a checkpoint on disk."""
     folder: Path = tmp_path_factory.mktemp("llama-1b")
-    config = transformers.LlamaConfig(
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=22,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        vocab_size=32000,
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float16)
-    try:
-        with torch.device("cuda"):
-            transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    finally:
-        torch.set_default_dtype(before)
+    built(causal(llama("1.1B")), "cuda", "float16").save_pretrained(folder)
     return folder
 
 

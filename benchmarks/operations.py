@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import gc
 import json
 import sys
@@ -145,7 +146,7 @@ def operations() -> Iterator[tuple[str, Callable[[], Any]]]:
                 ),
             )
     for count in (1000, 100_000, 5_000_000):
-        numbers = lambda n=count: tensor(n, dtype=FP32)  # noqa: E731
+        numbers = functools.partial(tensor, count, dtype=FP32)
         yield f"sort {count}", lambda f=numbers: f().sort()
         yield f"topk {count}", lambda f=numbers: f().topk(50)
         yield f"cumsum {count}", lambda f=numbers: f().cumsum(0)

@@ -120,7 +120,7 @@ def machine(simulated: bool) -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {"python": platform.python_version(), "processors": os.cpu_count()}
-    found |= {package: _version(package) for package in PACKAGES}
+    found |= {package: version(package) for package in PACKAGES}
     if not simulated:
         properties = torch.cuda.get_device_properties(0)
         found |= {"card": properties.name, "card_total": properties.total_memory, "cuda": torch.version.cuda}
@@ -130,7 +130,7 @@ def machine(simulated: bool) -> dict[str, Any]:
     return found
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
     try:
         if name == "transformers":
             # Another release may stand first on the path, without metadata of its own.

@@ -130,34 +130,29 @@ def mixture(kind: str) -> Callable[[str, Any], Any]:
     """Forward and backward through a small mixture of experts."""
 
     def run(device: str, prepared: Any) -> Any:
-        import transformers
+        from transformers import MixtralConfig, Qwen3MoeConfig
 
-        if kind == "mixtral":
-            config = transformers.MixtralConfig(
-                hidden_size=1024,
-                intermediate_size=3584,
-                num_hidden_layers=8,
-                num_attention_heads=16,
-                num_key_value_heads=4,
-                vocab_size=32000,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        else:
-            config = transformers.Qwen3MoeConfig(
-                hidden_size=1024,
+        sizes = {
+            "hidden_size": 1024,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "vocab_size": 32000,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+        config = (
+            MixtralConfig(**sizes, intermediate_size=3584)
+            if kind == "mixtral"
+            else Qwen3MoeConfig(
+                **sizes,
                 intermediate_size=3072,
                 moe_intermediate_size=768,
-                num_hidden_layers=8,
-                num_attention_heads=16,
-                num_key_value_heads=4,
                 head_dim=128,
                 num_experts=32,
                 num_experts_per_tok=4,
-                vocab_size=32000,
-                bos_token_id=None,
-                eos_token_id=None,
             )
+        )
         model = built(causal(config), device)
         ids = tokens(config, 2, 512, device)
         loss = model(input_ids=ids, labels=ids).loss
