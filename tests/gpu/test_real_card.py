@@ -291,7 +291,7 @@ def test_each_of_several_devices_must_hold(run_on_gpu: Run, records: Records) ->
 def test_simulated_card_beside_it(pytester: pytest.Pytester) -> None:
     """Refused with what to do; and a torch that it would not fit takes nothing from a real card."""
     pytester.makepyfile(
-        changed_torch="import sys\nsys.modules['pytest_memleak.cards.simulated.faces'] = None\n",
+        changed_torch="import sys\nsys.modules['pytest_memleak.cards.simulated.torch_inside'] = None\n",
         test_it="""
         import pytest, torch
 

@@ -57,7 +57,7 @@ def test_headers_that_have_changed(pytester: pytest.Pytester, tmp_path: Path, mo
 
 def test_nobody_else_needs_it(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        changed_torch="import sys\nsys.modules['pytest_memleak.cards.simulated.faces'] = None\n",
+        changed_torch="import sys\nsys.modules['pytest_memleak.cards.simulated.torch_inside'] = None\n",
         test_it=TEST.replace('@pytest.mark.gpu_cap("1G")\n', ""),
     )
     pytester.syspathinsert()

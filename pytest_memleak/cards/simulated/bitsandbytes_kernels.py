@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pytest_memleak.cards.simulated import torch_inside
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.upstream.patches import Patch
 
@@ -63,15 +64,14 @@ class BitsandbytesKernels:
     def _register(self, undo: contextlib.ExitStack) -> None:
         if not self._kernels:
             self._kernels = _with_silent_library()
-        library = undo.enter_context(torch.library._scoped_library(NAMESPACE, "IMPL"))
-        for name, kernel in self._kernels.items():
-            library.impl(name.partition("::")[2], self._with_values(name, kernel), "CUDA")
+        kernels = {name.partition("::")[2]: self._with_values(name, kernel) for name, kernel in self._kernels.items()}
+        undo.enter_context(torch_inside.kernels_for_cuda(NAMESPACE, kernels))
 
     def _with_values(self, name: str, kernel: Kernel) -> Kernel:
         """What is small and known is computed as well, by the kernel that bitsandbytes has for the CPU."""
         operator, _, overload = name.partition("::")[2].partition(".")
         operation = getattr(getattr(torch.ops.bitsandbytes, operator), overload or "default")
-        is_written = [_is_written(argument) for argument in operation._schema.arguments]
+        is_written = torch_inside.writes_to(operation)
 
         def run(*given: Any) -> Any:
             copies = _copies(given)
@@ -150,10 +150,6 @@ class _NoContext:
 
     def get_context(self, device: torch.device) -> None:
         return None
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and bool(argument.alias_info.is_write)
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

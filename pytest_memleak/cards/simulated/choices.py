@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import torch
-import torch._meta_registrations
 
+from pytest_memleak.cards.simulated import torch_inside
 from pytest_memleak.cards.simulated.bitsandbytes_kernels import BitsandbytesKernels
 from pytest_memleak.cards.simulated.profiles import Profile
 
@@ -73,7 +73,7 @@ class Choices:
             facts = (*card.capability, card.processors, card.threads, _prefers_cudnn(card))
             self._native.memleak_card_facts(index, *facts)
         with contextlib.ExitStack() as undo:
-            known = frozenset(torch._C._dispatch_get_all_op_names())
+            known = torch_inside.operations()
             for name in _OWN_KERNELS:
                 if f"aten::{name}" in known:
                     self._take_over(f"aten::{name}")
@@ -96,7 +96,7 @@ class Choices:
 
 def _needs_cuda(name: str) -> bool:
     """A torch that is built for CUDA has kernels of its own, which would look for a driver."""
-    return name not in _NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    return name not in _NATIVE and torch_inside.has_kernel_for_cuda(name)
 
 
 def _prefers_cudnn(card: Profile) -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._utils
+
+from pytest_memleak.cards.simulated import torch_inside
 
 Tensors = Sequence[torch.Tensor]
 
-_buffers: Any = torch._utils  # not typed
 _SUM = 0
 
 
@@ -79,12 +79,12 @@ def _broadcast_coalesced(tensors: Tensors, devices: Sequence[int], buffer_size: 
     if any(tensor.get_device() != devices[0] for tensor in tensors):
         raise RuntimeError("all tensors must be on devices[0]")
     sent: list[list[torch.Tensor]] = [[] for _ in devices[1:]]
-    chunks = list(_buffers._take_tensors(tensors, buffer_size))
+    chunks = torch_inside.chunks(tensors, buffer_size)
     for chunk in chunks:
-        _, *copies = _broadcast(_buffers._flatten_dense_tensors(chunk), devices)
+        _, *copies = _broadcast(torch_inside.joined(chunk), devices)
         for found, copy in zip(sent, copies, strict=True):
             # Views of one buffer, which are to be seen as tensors of their own.
-            found += [one.data for one in _buffers._unflatten_dense_tensors(copy, chunk)]
+            found += [one.data for one in torch_inside.parted(copy, chunk)]
     order = [tensor for chunk in chunks for tensor in chunk]
     return [list(tensors), *(_as_given(found, order, tensors) for found in sent)]
 
@@ -108,15 +108,15 @@ def _scatter_out(tensor: torch.Tensor, outputs: Tensors, dim: int, streams: obje
     return outputs
 
 
-# By the name in torch._C.
+# By torch's name.
 ANSWERS: dict[str, Callable[..., Any]] = {
-    "_broadcast": _broadcast,
-    "_broadcast_out": _broadcast_out,
-    "_broadcast_coalesced": _broadcast_coalesced,
-    "_scatter": _scatter,
-    "_scatter_out": _scatter_out,
-    "_gather": _gather,
-    "_gather_out": _gather_out,
-    "_nccl_all_reduce": _sums,
-    "_nccl_reduce": _sum_to_one,
+    "broadcast": _broadcast,
+    "broadcast_out": _broadcast_out,
+    "broadcast_coalesced": _broadcast_coalesced,
+    "scatter": _scatter,
+    "scatter_out": _scatter_out,
+    "gather": _gather,
+    "gather_out": _gather_out,
+    "nccl_all_reduce": _sums,
+    "nccl_reduce": _sum_to_one,
 }

@@ -1,7 +1,7 @@
 """What of a card cannot be simulated, by name: whoever uses it is refused, and the run is inconclusive.
 
-Also where the program catches the refusal and goes another way: a card would have gone the first one. Checked on torch
-2.6, 2.11 and 2.13 and on triton 3.9.
+Also where the program catches the refusal and goes another way: a card would have gone the first one. Triton's names
+were checked on 3.9.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from pytest_memleak.cards.simulated import torch_inside
 from pytest_memleak.cards.simulated.imports import AfterImport
 from pytest_memleak.upstream.patches import Patch
 
@@ -35,13 +35,17 @@ RECORDED = "memory that another stream uses (record_stream) is not simulated"
 JITERATOR = "jiterator's kernels are not simulated"
 SHARED = "sharing a card's memory with other processes is not simulated"
 
-# Of torch._C. Most are not there without CUDA, and where they are they would look for a driver.
-_FUNCTIONS = {
-    HISTORY: ("_cuda_record_memory_history", "_cuda_record_memory_history_legacy", "_cuda_memorySnapshot"),
-    ALLOCATORS: ("_cuda_cudaCachingAllocator_raw_alloc", "_cuda_changeCurrentAllocator", "_cuda_customAllocator"),
-    JITERATOR: ("_cuda_jiterator_compile_and_launch_kernel",),
-    NCCL: tuple(f"_nccl_{name}" for name in ("all_gather", "broadcast", "init_rank", "reduce_scatter", "unique_id")),
+# Most are not there without CUDA, and where they are they would look for a driver.
+_NAMES: dict[str, tuple[tuple[Any, str], ...]] = {
+    HISTORY: torch_inside.ALLOCATOR_S_HISTORY,
+    ALLOCATORS: torch_inside.OTHER_ALLOCATORS,
+    JITERATOR: torch_inside.JITERATOR,
+    NCCL: torch_inside.NCCL,
+    GRAPHS: ((torch.cuda.graphs.CUDAGraph, "__new__"), *torch_inside.GRAPH_POOLS),
+    POOLS: ((torch.cuda.MemPool, "__new__"),),
+    SHARED: torch_inside.SHARING,
 }
+_DISTRIBUTED, _NCCL_IS_THERE = torch_inside.NCCL_IS_THERE
 _FLASH_MODULES = ("flash_attn", "flash_attn.flash_attn_interface", "flash_attn_interface", "flash_attn.cute")
 
 # What torch says where a card would have gone on, and what libraries say for want of a package that is for cards.
@@ -78,7 +82,7 @@ def refused(simulation: Simulation) -> Iterator[None]:
         for patch in refusals.of_torch():
             undo.enter_context(patch)
         later = {
-            "torch.distributed.distributed_c10d": refusals.of_distributed,
+            _DISTRIBUTED: refusals.of_distributed,
             "triton.runtime.jit": refusals.of_triton,
             "triton.runtime.driver": refusals.of_triton_s_driver,
         }
@@ -92,20 +96,16 @@ class _Refusals:
         self._unknowns = simulation.unknowns
 
     def of_torch(self) -> Iterator[Patch]:
-        for sentence, names in _FUNCTIONS.items():
-            for name in names:
-                yield self._always(torch._C, name, sentence)
-        yield self._always(torch.cuda.graphs.CUDAGraph, "__new__", GRAPHS)
-        yield self._always(torch.cuda.graphs, "_graph_pool_handle", GRAPHS)
-        yield self._always(torch.cuda.MemPool, "__new__", POOLS)
-        yield self._always(torch.UntypedStorage, "_share_cuda_", SHARED)
-        yield Patch(torch._TorchCompileInductorWrapper, "__call__", self._compiler)
+        for sentence, names in _NAMES.items():
+            for owner, name in names:
+                yield self._always(owner, name, sentence)
+        yield Patch(*torch_inside.INDUCTOR, self._compiler)
         yield Patch(torch.Tensor, "record_stream", self._recorder, own=True)
 
     def of_distributed(self, module: ModuleType) -> list[Patch]:
         # Whoever asks hears what a card's torch says, and is refused where NCCL is used.
         return [
-            Patch(module, "_NCCL_AVAILABLE", lambda found: True),
+            Patch(module, _NCCL_IS_THERE, lambda found: True),
             Patch(module, "ProcessGroupNCCL", lambda found: self._class(NCCL), own=True),
         ]
 
@@ -179,4 +179,4 @@ class _Driver:
 
 
 def _any_on_a_card(values: list[Any]) -> bool:
-    return any(isinstance(value, torch.Tensor) and value.is_cuda for value in tree_leaves(values))
+    return any(isinstance(value, torch.Tensor) and value.is_cuda for value in torch_inside.tensors_in(values))

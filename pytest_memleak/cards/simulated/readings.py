@@ -1,7 +1,4 @@
-"""What Python reads of tensors while the card is there: numbers that nobody computed are labelled on their way out.
-
-Two private names of torch are asked for functions that it knows by identity. Checked on torch 2.6 and 2.13.
-"""
+"""What Python reads of tensors while the card is there: numbers that nobody computed are labelled on their way out."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.jit._builtins
-import torch.utils._device
 
+from pytest_memleak.cards.simulated import torch_inside
 from pytest_memleak.cards.simulated.stand_in import StandIn, first_in
 from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
 from pytest_memleak.upstream.patches import Patch
@@ -34,8 +30,7 @@ def labelled(unknowns: Unknowns) -> Iterator[None]:
             undo.enter_context(Patch(torch.Tensor, name, functools.partial(instead, unknowns)))
         for name in _CALCULATE:
             undo.enter_context(Patch(math, name, _calculated))
-        # It keeps the functions that it finds at the first call, to know them again.
-        torch.utils._device._device_constructors()
+        torch_inside.keep_constructors()
         for name in _MAKE:
             undo.enter_context(Patch(torch, name, _made))
         yield
@@ -149,7 +144,7 @@ def _calculated(found: Method) -> Method:
         label = first_in(numbers)
         return found(*numbers) if label is None else label.calculate(found, *numbers)
 
-    return _known_to_scripts(found, calculated)
+    return torch_inside.known_to_scripts(found, calculated)
 
 
 @functools.cache
@@ -161,12 +156,4 @@ def _made(found: Method) -> Method:
             torch.ops.memleak_card.forget(tensor)
         return tensor
 
-    return _known_to_scripts(found, made)
-
-
-def _known_to_scripts(found: Method, instead: Method) -> Method:
-    builtins: Any = torch.jit._builtins
-    operation = builtins._find_builtin(found)
-    if operation is not None:
-        builtins._register_builtin(instead, operation)
-    return instead
+    return torch_inside.known_to_scripts(found, made)

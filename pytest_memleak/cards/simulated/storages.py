@@ -1,8 +1,7 @@
 """Storages by themselves, without a tensor: made, copied and resized on the simulated card as on a real one.
 
-Beside faces.py the one file of this room that touches torch's private API: what of `torch.UntypedStorage` is compiled
-for CUDA alone. Typed storages, deep copies, `torch.save` and `torch.load` are built on it. Checked on torch 2.6 and
-2.13.
+They take the place of what of `torch.UntypedStorage` is compiled for CUDA alone. Typed storages, deep copies,
+`torch.save` and `torch.load` are built on it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pytest_memleak.cards.simulated.torch_inside import handle
 from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.upstream.patches import Patch
 
@@ -63,7 +63,7 @@ class _Storages:
                 raise RuntimeError(
                     f"size does not match, self was {storage.nbytes()} bytes but src was {untyped.nbytes()} bytes"
                 )
-            if self._native.memleak_card_copy_storage(storage._cdata, untyped._cdata):
+            if self._native.memleak_card_copy_storage(handle(storage), handle(untyped)):
                 self._unknowns.lost(f"{storage.nbytes()} bytes of a storage")
             return storage
 
@@ -77,7 +77,7 @@ class _Storages:
                 raise RuntimeError("Trying to resize storage that is not resizable")
             # The old block is there until the new one is, also where the new one is smaller.
             fresh = _Storage(operator.index(size), device=storage.device)
-            self._native.memleak_card_replace_storage(storage._cdata, fresh._cdata)
+            self._native.memleak_card_replace_storage(handle(storage), handle(fresh))
             return storage
 
         return resize_
