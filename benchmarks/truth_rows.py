@@ -64,6 +64,14 @@ def train_gpt2(device: str, prepared: Any) -> Any:
     return steps(built(causal(gpt2()), device, "float32"), device, 4, 512)
 
 
+def train_gpt2_in_graphs(device: str, prepared: Any) -> Any:
+    """Compiled as far as torch's own operations go: graphs for both passes, and nobody's kernels."""
+
+    model = built(causal(gpt2()), device, "float32")
+    model.compile(backend="aot_eager")
+    return steps(model, device, 4, 512)
+
+
 def trainer(autocast: bool) -> Callable[[str, Any], Any]:
     def run(device: str, prepared: Any) -> Any:
         import torch
@@ -289,6 +297,7 @@ ROWS: dict[str, Row] = {
         train_llama("Llama-3.1-8B", 1, 512, cap=48 * GIB), "the same with 48 GiB to be had, which is too little"
     ),
     "train-gpt2": Row(train_gpt2, "two steps of AdamW on GPT-2 in fp32, 4 × 512 tokens"),
+    "train-gpt2-in-graphs": Row(train_gpt2_in_graphs, 'the same under torch.compile with backend="aot_eager"'),
     "trainer-fp32": Row(trainer(autocast=False), "three steps of Trainer on GPT-2 in fp32, 8 × 256 tokens"),
     "trainer-bf16": Row(trainer(autocast=True), "the same with bf16 autocast"),
     "lora": Row(lora(checkpointed=False), "two steps of LoRA on a Llama of 1.1B, 2 × 1024 tokens"),
