@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -324,11 +323,8 @@ def test_a_package_for_cards_that_is_not_installed(results: Any) -> None:
         """
         + f"\n        def test_attention():{LLAMA.replace(chr(10), chr(10) + ' ' * 8)}".rstrip()
     )
-    if find_spec("triton"):
-        assert found["outcomes"] == {"failed": 1, "errors": 2, "passed": 1}
-    else:
-        assert found["outcomes"] == {"failed": 1, "errors": 3}
-        assert "Triton's kernels are not simulated, and its package is not installed" in reason(found["test_triton"])
+    assert found["outcomes"] == {"failed": 1, "errors": 3}
+    assert "Triton's kernels are not simulated, and its package is not installed" in reason(found["test_triton"])
     assert "Liger's kernels are not simulated, and" in reason(found["test_kernels"])
     said = reason(found["test_attention"])
     assert "FlashAttention's kernels are not simulated, and its package is not installed" in said
