@@ -99,6 +99,9 @@ def test_occupied_by_somebody_else():
 
 def test_cap_is_gone():
     fill(4096)
+    with pytest.raises(torch.OutOfMemoryError) as refusal:
+        fill(512 * 1024)
+    assert " allowed; " not in str(refusal.value)  # so torch speaks of a cap
 """
 
 PASS = {
