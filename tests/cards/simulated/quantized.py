@@ -105,14 +105,13 @@ def test_outliers_are_for_values_to_say(bnb: Any, simulation: Simulation) -> Non
 @pytest.mark.parametrize("name", ["Adam8bit", "Adam"])
 def test_optimizers_write_what_they_know(name: str, bnb: Any, simulation: Simulation) -> None:
     needs(bnb, "optimizer_update_32bit")
-    small = torch.nn.Parameter(torch.ones(64, 64, device="cuda"))
-    large = torch.nn.Parameter(torch.ones(1024, 1024, device="cuda"))
-    optimizer = getattr(bnb.optim, name)([small, large], lr=0.25)
-    for weight in (small, large):
-        weight.grad = torch.ones_like(weight)
+    weight, other = (torch.nn.Parameter(torch.ones(64, 64, device="cuda")) for _ in range(2))
+    optimizer = getattr(bnb.optim, name)([weight, other], lr=0.25)
+    weight.grad = torch.ones_like(weight)
+    other.grad = torch.rand(1024, 1024, device="cuda")[:64, :64].contiguous()  # of too many to be computed
     optimizer.step()
-    assert small.detach().cpu().flatten()[0].item() == pytest.approx(0.75, abs=0.01)
+    assert weight.detach().cpu().flatten()[0].item() == pytest.approx(0.75, abs=0.01)
     assert simulation.unknowns.doubt() is None
-    if large.detach().mean() > 0:  # not what it was: nobody knows
+    if other.detach().mean() > 0:  # not what it was: nobody knows
         pass
     assert simulation.unknowns.doubt() is not None
