@@ -41,10 +41,7 @@ def _gather(tensors: Tensors, dim: int, destination: int | None) -> torch.Tensor
 def _gather_out(tensors: Tensors, result: torch.Tensor, dim: int) -> torch.Tensor:
     if all(map(_knows, tensors)):
         return result.copy_(torch.cat([one.cpu() for one in tensors], dim))
-    start = 0
-    for one in tensors:
-        result.narrow(dim, start, one.size(dim)).copy_(one)
-        start += one.size(dim)
+    torch.ops.memleak_card.forget(result)
     return result
 
 

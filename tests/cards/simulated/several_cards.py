@@ -114,9 +114,13 @@ def test_nobody_asks_for_what_is_not_known(two: Simulation) -> None:
     two.unknowns.reset()
     parts = [torch.empty(1024, device=f"cuda:{index}") for index in range(2)]
     found = comm.gather(parts, 0, 0)
+    written = torch.ones(2048, device="cuda")
+    comm.gather(parts, 0, out=written)
     assert (two.unknowns.doubt(), not two.unknowns.placeholders) == (None, True)
-    bool(found[0] == 1)
-    assert two.unknowns.doubt()
+    for gathered in (found, written, comm.gather(parts, 0, "cpu")):
+        two.unknowns.reset()
+        bool(gathered[0] == 1)
+        assert two.unknowns.doubt()
 
 
 def test_many_are_sent_in_one_buffer_for_each_type() -> None:
