@@ -8,6 +8,8 @@
 #include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
 
+#include "at_peak.h"
+
 #include <pthread.h>
 
 #include <array>
@@ -33,6 +35,7 @@ void raise_to(std::atomic<int64_t>& highest, int64_t level) {
 struct Block {
   int64_t bytes;
   uint64_t number;
+  memleak::Mark mark;
 };
 
 struct alignas(64) Shard {
@@ -63,29 +66,30 @@ std::atomic<uint64_t> sequence{1};  // of the latest block; 0 is the number of t
 c10::Allocator* inner = nullptr;
 c10::DeleterFnPtr inner_deleter = nullptr;
 
-void remember(void* address, int64_t bytes, uint64_t number) {
+void remember(void* address, int64_t bytes, uint64_t number, memleak::Mark mark = {}) {
   Shard& shard = shard_of(address);
   std::lock_guard<std::mutex> guard(shard.mutex);
-  shard.blocks[address] = Block{bytes, number};
+  shard.blocks[address] = Block{bytes, number, mark};
 }
 
 void release(void* address) {
   if (!address) {
     return;
   }
-  int64_t bytes = 0;
+  Block block{};
   {
     // Forgotten before it is released: afterwards another thread may be given the same address.
     Shard& shard = shard_of(address);
     std::lock_guard<std::mutex> guard(shard.mutex);
     auto found = shard.blocks.find(address);
     if (found != shard.blocks.end()) {
-      bytes = found->second.bytes;
+      block = found->second;
       shard.blocks.erase(found);
     }
   }
+  memleak::at_peak().released(block.bytes, block.mark);
   inner_deleter(address);
-  current.fetch_sub(bytes);
+  current.fetch_sub(block.bytes);
 }
 
 std::string readable(int64_t bytes) {
@@ -124,6 +128,7 @@ int64_t take(int64_t bytes) {
   do {
     limit = cap.load(std::memory_order_relaxed);
     if (bytes > limit - held) {
+      memleak::at_peak().reached(held, bytes, true);
       refuse(bytes, held, limit);
     }
   } while (!current.compare_exchange_weak(held, held + bytes));
@@ -148,7 +153,8 @@ struct CountingAllocator final : c10::Allocator {
       return {nullptr, nullptr, &release, cpu};
     }
     raise_to(peak, level);
-    remember(address, bytes, sequence.fetch_add(1) + 1);
+    remember(address, bytes, sequence.fetch_add(1) + 1, memleak::at_peak().allocated(bytes, level));
+    memleak::at_peak().reached(level, bytes, false);
     return {address, address, &release, cpu};
   }
   c10::DeleterFnPtr raw_deleter() const override {
@@ -170,9 +176,11 @@ void before_fork() {
   for (Shard& shard : shards()) {
     shard.mutex.lock();
   }
+  memleak::at_peak().mutex().lock();
 }
 
 void after_fork() {
+  memleak::at_peak().mutex().unlock();
   for (Shard& shard : shards()) {
     shard.mutex.unlock();
   }
@@ -260,6 +268,36 @@ int memleak_knows(void* address) {
   Shard& shard = shard_of(address);
   std::lock_guard<std::mutex> guard(shard.mutex);
   return shard.blocks.count(address) != 0;
+}
+
+// What each place holds at the peak, and the peak's level, from now on until it ends.
+void memleak_record_begin(memleak::Here here) {
+  memleak::at_peak().begin(here, current.load());
+}
+
+void memleak_record_end() {
+  memleak::at_peak().end();
+}
+
+void memleak_record_notice(int on) {
+  memleak::at_peak().notice(on, current.load());
+}
+
+int64_t memleak_record_read(memleak::Held* out, int64_t room, int64_t* level) {
+  return memleak::at_peak().read(out, room, level);
+}
+
+// `reached` is called once so much is held, and whenever the cap refuses; nullptr: nobody is called.
+void memleak_watch(memleak::Reached reached, int64_t level) {
+  memleak::at_peak().watch(reached, level);
+}
+
+// The place that allocated the block at this address; 0 if it was before, or is none.
+uint32_t memleak_place_of(void* address) {
+  Shard& shard = shard_of(address);
+  std::lock_guard<std::mutex> guard(shard.mutex);
+  auto found = shard.blocks.find(address);
+  return found == shard.blocks.end() ? memleak::kBefore : found->second.mark.place;
 }
 
 // Writes at most `room` blocks numbered above `mark` (0: all, adopted ones too); returns how many there are.

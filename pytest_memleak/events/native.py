@@ -1,4 +1,4 @@
-"""The native library of the events: counting CPU allocator (cpu_allocator.cpp) and host sampler (host_sampler.cpp)."""
+"""The native library of the events: counting CPU allocator, what it held at its peak, and host sampler."""
 
 from __future__ import annotations
 
@@ -14,8 +14,19 @@ ENGINES = ("auto", "exact", "dispatch")
 _LIBRARY = Compiled(
     "the native engine",
     "engine",
-    tuple(Path(__file__).with_name(name) for name in ("cpu_allocator.cpp", "host_sampler.cpp")),
+    tuple(Path(__file__).with_name(name) for name in ("cpu_allocator.cpp", "at_peak.cpp", "host_sampler.cpp")),
+    headers=(Path(__file__).with_name("at_peak.h"),),
 )
+
+
+class Held(ctypes.Structure):
+    """What one place holds."""
+
+    _fields_ = (("bytes", ctypes.c_int64), ("blocks", ctypes.c_int64))
+
+
+Here = ctypes.CFUNCTYPE(ctypes.c_uint32)
+Reached = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
 
 _loaded: ctypes.PyDLL | Unavailable | None = None
 
@@ -46,6 +57,12 @@ def _declared(found: ctypes.PyDLL) -> ctypes.PyDLL:
         "refusals": (i64, []),
         "sequence": (u64, []),
         "knows": (ctypes.c_int, [pointer]),
+        "record_begin": (None, [Here]),
+        "record_end": (None, []),
+        "record_notice": (None, [ctypes.c_int]),
+        "record_read": (i64, [ctypes.POINTER(Held), i64, ctypes.POINTER(i64)]),
+        "watch": (None, [Reached, i64]),
+        "place_of": (ctypes.c_uint32, [pointer]),
         "live_since": (i64, [u64, ctypes.POINTER(u64), ctypes.POINTER(i64), i64]),
         "host_now": (i64, []),
         "host_begin": (ctypes.c_int, [i64]),
