@@ -8,10 +8,12 @@ A test that runs several times goes on from `run_ended` with `run_begins`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from pytest_memleak.cards.card import Card
 from pytest_memleak.events import garbage
 from pytest_memleak.events.children import ChildWatch
+from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.accelerator import release_workspaces
 from pytest_memleak.meters.gauge import Reading, SharedGauge, Window
@@ -23,7 +25,7 @@ Readings = tuple[Reading, ...]
 
 
 class Measurement:
-    def __init__(self, plan: Plan, card: Card) -> None:
+    def __init__(self, plan: Plan, card: Card, recordings: Sequence[Recording] = (), smallest: int = 0) -> None:
         self.plan = plan
         self.card = card
         self.bodies: list[Readings] = []
@@ -37,6 +39,9 @@ class Measurement:
         self._leaks = plan.leak is not None or plan.report
         self._host_leaks = plan.leak is not None and plan.leak.of == "host"
         self._gauges = _gauges(plan, card)
+        self.recordings = tuple(recordings)
+        """What is alive at the peak of a device, by the lines that allocated it; blocks of `smallest` or more."""
+        self._smallest = smallest
         self._windows: list[Window] = []
         self._child_watch = ChildWatch()
         self._undo = contextlib.ExitStack()
@@ -54,9 +59,14 @@ class Measurement:
         if self._host_leaks:
             self.settled.append(settled())
         self._open_windows()
+        for recording in self.recordings:
+            self._undo.callback(recording.end)
+            recording.begin(self._smallest)
 
     def pause(self) -> None:
         """A fixture of a wider scope is about to be set up: what it does is not the test's."""
+        for recording in self.recordings:
+            recording.pause()
         for window in self._windows:
             window.pause()
         self._child_watch.pause()
@@ -70,6 +80,8 @@ class Measurement:
         self._child_watch.resume()
         if self.observer is not None:
             self.observer.resume()
+        for recording in self.recordings:
+            recording.resume()
         changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
         return any(changed)
 
@@ -80,6 +92,8 @@ class Measurement:
     def body_ended(self) -> None:
         """The body has returned; its fixtures are still there."""
         self.bodies.append(self._read())
+        for recording in self.recordings:
+            recording.pause()
         self.children = self._child_watch.unmeasured()
 
     def run_ended(self) -> None:
@@ -100,6 +114,8 @@ class Measurement:
             self.observer.conclude()
         self._settle()
         self._open_windows()
+        for recording in self.recordings:
+            recording.resume()
 
     def close(self) -> None:
         """Undoes everything; right at any point, also after a set-up that failed."""

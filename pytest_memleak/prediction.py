@@ -13,9 +13,11 @@ import torch
 from pytest_memleak.budget.sizes import format_size, parse_size
 from pytest_memleak.cards.simulated.process import this_process_s
 from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile, of_size, profile_of
+from pytest_memleak.cards.simulated.recording import SimulatedRecording
 from pytest_memleak.errors import BadInput
-from pytest_memleak.ledger.at_peak import AtPeak, PeakContents, lines_of
+from pytest_memleak.ledger.at_peak import groups_of, lines_of
 from pytest_memleak.meters import shared
+from pytest_memleak.records.record import AtPeak
 from pytest_memleak.wording import plural
 
 
@@ -100,29 +102,29 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
     simulation = this_process_s()
     with _torch_as_it_was(), simulation.other_cards([profile]):
         allocator = simulation.allocator(0)
-        contents = PeakContents(allocator)
+        recording = SimulatedRecording(simulation)
         window = shared.cpu_tensors().window()
         window.open()
-        stop = allocator.observe(contents.see)
+        recording.begin()
         try:
             kept, refusal = _run(fn, given)
         finally:
-            stop()
+            recording.end()
             host = window.close()
         gc.collect()
         held = {"requested": allocator.requested, "allocated": allocator.allocated, "reserved": allocator.reserved}
-        at_peak = contents.lines()
+        at_peak = groups_of(recording.read().held)
         del kept
         gc.collect()  # what it made must not outlive the card
         return Prediction(
             card=given,
             fits=not refusal,
-            **{f"{name}_peak": level for name, level in contents.peaks.items()},
+            **{f"{name}_peak": level for name, level in recording.peaks.items()},
             **held,
             host_peak=host.peak["allocated"] - host.base["allocated"],
             at_peak=at_peak,
             refusal=refusal,
-            refused=contents.refused,
+            refused=recording.refused,
             doubt=simulation.unknowns.doubt(),
             placeholders=sum(simulation.unknowns.placeholders.values()),
             presumed=simulation.presumptions.remarks(),

@@ -14,6 +14,8 @@ from pytest_memleak.errors import BadInput
 ENFORCE = "enforce"
 REPORT = "report"
 MODES = (ENFORCE, REPORT)
+AUTO, ALWAYS, RERUN, NEVER = "auto", "always", "rerun", "never"
+EXPLAIN = (AUTO, ALWAYS, RERUN, NEVER)
 SIMULATED = "simulated"
 BACKENDS = ("auto", "real", SIMULATED, "cpu")
 
@@ -61,6 +63,14 @@ OPTIONS = (
         "MODE",
         "enforce: broken promises fail tests. report: every test's peak and leak are measured and shown, none fails.",
     ),
+    Option(
+        "explain",
+        "--memleak-explain",
+        "WHEN",
+        "What a broken peak is explained from. auto (default): who held what when it broke, and the lines that "
+        "allocated large blocks; always: the lines of all blocks; rerun: a test whose peak broke runs once more for "
+        "that, side effects included; never: neither.",
+    ),
     Option("json", "--memleak-json", "PATH", "Write every result to PATH as JSON (schema pytest-memleak/1)."),
     Option("max_peak", "--memleak-max-peak", "LIMIT", "Default max_peak for all tests without the marker."),
     Option(
@@ -90,6 +100,7 @@ class Settings:
     cards: str = ""
     """What is to be simulated, if that was named: ``h100``, ``2xh100``."""
     mode: str = ENFORCE
+    explain: str = AUTO
     json: str | None = None
     defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
 
@@ -131,6 +142,7 @@ def read(config: pytest.Config) -> Settings:
         backend_given=given.get("gpu_backend"),
         cards=cards,
         mode=checked("mode", _one_of(MODES)) if "mode" in given else ENFORCE,
+        explain=checked("explain", _one_of(EXPLAIN)) if "explain" in given else AUTO,
         # As text: a slash at its end says that a folder is meant, and a Path would drop it.
         json=os.path.join(config.invocation_params.dir, given["json"].text) if "json" in given else None,
         defaults={name: given[name] for name in DEFAULT_CHECKS if name in given},

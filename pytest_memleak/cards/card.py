@@ -13,6 +13,7 @@ import torch
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.probe import accelerator_seen
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
@@ -39,6 +40,9 @@ class Card(Protocol):
 
     def capped(self, cap: Cap) -> contextlib.AbstractContextManager[None]:
         """The card is that big until the end."""
+
+    def recordings(self) -> list[Recording]:
+        """What can be recorded of its devices, each by one; empty where recording is not to be had."""
 
     def doubt(self, error: BaseException | None = None) -> str | None:
         """Why a test that ran on it since `begin` may have gone another way than on a real card, or None.
@@ -83,6 +87,9 @@ class RealCard(_OfThisMachine):
     def gauges(self) -> list[SharedGauge]:
         return [shared.accelerator(self.kind, index) for index in range(self.count)]
 
+    def recordings(self) -> list[Recording]:
+        return []
+
     def driver_gauges(self) -> list[SharedGauge]:
         return [shared.driver(index) for index in range(self.count)] if self.kind == "cuda" else []
 
@@ -126,6 +133,9 @@ class CpuCard(_OfThisMachine):
 
     def gauges(self) -> list[SharedGauge]:
         return [shared.cpu_tensors()]
+
+    def recordings(self) -> list[Recording]:
+        return shared.cpu_recordings()
 
     def driver_gauges(self) -> list[SharedGauge]:
         return []

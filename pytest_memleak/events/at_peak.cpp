@@ -33,14 +33,15 @@ AtPeak& at_peak() {
   return *one;
 }
 
-void AtPeak::begin(Here here, int64_t level) {
+void AtPeak::begin(Here here, int64_t smallest, int64_t level) {
   std::lock_guard<std::mutex> guard(mutex_);
   ++recording_;
-  held_.assign(2, Held());
+  held_.assign(kFirst, Held());
   at_peak_.clear();
   highest_ = level;
   rising_ = true;  // the base alone is a peak
   noticing_ = true;
+  smallest_.store(smallest);
   here_.store(here);
 }
 
@@ -64,7 +65,9 @@ Mark AtPeak::allocated(int64_t bytes, int64_t level) {
     return Mark();
   }
   uint32_t place = kUnknown;
-  if (python_may_be_called()) {
+  if (bytes < smallest_.load(std::memory_order_relaxed)) {
+    place = kSmall;
+  } else if (python_may_be_called()) {
     Inside now;
     place = here();
   }

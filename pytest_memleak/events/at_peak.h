@@ -15,8 +15,9 @@ using Here = uint32_t (*)();
 // which to be called again.
 using Reached = int64_t (*)(int64_t level, int64_t asked, int refused);
 
-// A block that was there before the recording began, or that no Python thread allocated.
-constexpr uint32_t kBefore = 0, kUnknown = 1;
+// A block that was there before the recording began; one that no Python thread allocated; one that is not worth its
+// place. As in places.py.
+constexpr uint32_t kBefore = 0, kUnknown = 1, kSmall = 2, kFirst = 3;
 
 struct Mark {
   uint32_t place = kBefore;
@@ -33,12 +34,17 @@ class AtPeak {
   bool on() const {
     return here_.load(std::memory_order_relaxed) != nullptr;
   }
-  void begin(Here here, int64_t level);
+  void begin(Here here, int64_t smallest, int64_t level);
   void end();
   // While it is not noticing, what is allocated belongs to the base, and no level is a peak.
   void notice(bool on, int64_t level);
   Mark allocated(int64_t bytes, int64_t level);
   void released(int64_t bytes, Mark mark);
+  // The place that a block was marked with, by this recording or none.
+  uint32_t place_of(Mark mark) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    return mark.recording == recording_ ? mark.place : kBefore;
+  }
   int64_t read(Held* out, int64_t room, int64_t* level);
 
   // So that a child process finds it free.
@@ -53,6 +59,7 @@ class AtPeak {
   void settle();
 
   std::atomic<Here> here_{nullptr};
+  std::atomic<int64_t> smallest_{0};
   std::mutex mutex_;
   uint32_t recording_ = 0;
   bool noticing_ = false;

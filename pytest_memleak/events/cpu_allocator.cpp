@@ -271,8 +271,8 @@ int memleak_knows(void* address) {
 }
 
 // What each place holds at the peak, and the peak's level, from now on until it ends.
-void memleak_record_begin(memleak::Here here) {
-  memleak::at_peak().begin(here, current.load());
+void memleak_record_begin(memleak::Here here, int64_t smallest) {
+  memleak::at_peak().begin(here, smallest, current.load());
 }
 
 void memleak_record_end() {
@@ -297,7 +297,7 @@ uint32_t memleak_place_of(void* address) {
   Shard& shard = shard_of(address);
   std::lock_guard<std::mutex> guard(shard.mutex);
   auto found = shard.blocks.find(address);
-  return found == shard.blocks.end() ? memleak::kBefore : found->second.mark.place;
+  return found == shard.blocks.end() ? memleak::kBefore : memleak::at_peak().place_of(found->second.mark);
 }
 
 // Writes at most `room` blocks numbered above `mark` (0: all, adopted ones too); returns how many there are.

@@ -135,6 +135,22 @@ def in_sight() -> list[object]:
     return _get_objects()
 
 
+@contextlib.contextmanager
+def everything_in_sight() -> Iterator[None]:
+    """Until the end nothing is hidden from a search; `newcomers` stay the same."""
+    if not _state.ours:
+        yield
+        return
+    with _undisturbed():
+        _uncover()
+        _state.ours = False  # or whoever asks for objects would hide them again
+        try:
+            yield
+        finally:
+            _state.ours = True
+            _cover()
+
+
 def stale() -> None:
     """The next `settle` collects among what is frozen too: wider fixtures were torn down."""
     _state.stale = True

@@ -57,7 +57,7 @@ def _declared(found: ctypes.PyDLL) -> ctypes.PyDLL:
         "refusals": (i64, []),
         "sequence": (u64, []),
         "knows": (ctypes.c_int, [pointer]),
-        "record_begin": (None, [Here]),
+        "record_begin": (None, [Here, i64]),
         "record_end": (None, []),
         "record_notice": (None, [ctypes.c_int]),
         "record_read": (i64, [ctypes.POINTER(Held), i64, ctypes.POINTER(i64)]),

@@ -44,12 +44,12 @@ class _Code(NamedTuple):
 class Places:
     """Numbers for places, from the frames of whoever asks."""
 
-    BEFORE, UNKNOWN = 0, 1  # as in at_peak.h
+    BEFORE, UNKNOWN, SMALL = range(3)  # as in at_peak.h
 
     def __init__(self) -> None:
         self._codes: dict[int, _Code] = {}  # by id: a code object takes long to hash
         self._numbers: dict[object, int] = {}
-        self._fixed = [Place("", ""), Place("a thread that runs no Python", "")]
+        self._fixed = [Place("", ""), Place("a thread that runs no Python", ""), Place("", "")]
 
     def here(self) -> int:
         """The number of the place that called, at any distance. Kept fast: it is asked for every allocation."""

@@ -38,7 +38,7 @@ def judge_body(test: RunningTest) -> None:
         results.append(_judge_host(test, plan.host_peak, doubts))
     if plan.cap is not None:
         results += _judge_cap(test)
-    _add(test, results)
+    _add(test, test.explaining.added_to(results))
     if not any(result.verdict == "inconclusive" for result in test.results) and (doubt := test.card.doubt()):
         _add(test, [inconclusive("simulation", doubt)])
 
@@ -107,21 +107,17 @@ def out_of_memory(test: RunningTest, error: BaseException) -> None:
         "asked for"
     )
     advice = "see in the traceback what was asked for; give the test a larger card, or release memory before"
-    _add(
-        test,
-        [
-            CheckResult(
-                check,
-                "fail",
-                message,
-                kind="allocated",
-                how=how,
-                measured=reached,
-                details=(_first_line(error),),
-                advice=advice,
-            )
-        ],
+    result = CheckResult(
+        check,
+        "fail",
+        message,
+        kind="allocated",
+        how=how,
+        measured=reached,
+        details=(_first_line(error),),
+        advice=advice,
     )
+    _add(test, test.explaining.added_to([result]))
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -230,7 +230,7 @@ class MeasuredTests:
         if not plan.marked and card.backend == "cpu":
             return
         garbage.begin_session()
-        test = RunningTest(item, plan, card, self._watched)
+        test = RunningTest(item, plan, card, self._watched, self._settings.explain)
         try:
             test.begin()
         except BaseException:

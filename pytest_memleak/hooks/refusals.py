@@ -33,6 +33,11 @@ class ExpectedRefusals:
         self._undo = contextlib.ExitStack()
         self._entered: list[tuple[object, int]] = []
 
+    @property
+    def expecting(self) -> bool:
+        """Whether the program is inside a block that expects something."""
+        return bool(self._entered)
+
     def begin(self) -> None:
         for context in _EXPECTING:
             self._undo.enter_context(Patch(context, "__enter__", self._entering))

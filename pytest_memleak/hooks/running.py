@@ -14,12 +14,14 @@ from pytest_memleak.blocks import enforce
 from pytest_memleak.cards.card import Card
 from pytest_memleak.errors import Inconclusive, Judged
 from pytest_memleak.hooks import insides, judging
+from pytest_memleak.hooks.explaining import Explaining, recordings_for
 from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.refusals import ExpectedRefusals
 from pytest_memleak.measurement import Measurement
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import Block, CheckResult, TestRecord, Verdict
 from pytest_memleak.report.terminal import failure_text
+from pytest_memleak.settings import AUTO
 from pytest_memleak.upstream.watched import Scope
 from pytest_memleak.workers.worker import worker_id
 
@@ -32,14 +34,20 @@ class RunningTest:
     """One attempt of one test, from just before its fixtures are set up until its reports are made."""
 
     def __init__(
-        self, item: pytest.Item, plan: Plan, card: Card, watched_by: Mapping[pytest.FixtureDef[Any], Scope]
+        self,
+        item: pytest.Item,
+        plan: Plan,
+        card: Card,
+        watched_by: Mapping[pytest.FixtureDef[Any], Scope],
+        explain: str = AUTO,
     ) -> None:
         self.item = item
         self.plan = plan
         self.card = card
-        self.measurement = Measurement(plan, card)
+        self.measurement = Measurement(plan, card, *recordings_for(plan, card, explain))
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
+        self.explaining = Explaining(self)
         self.results: list[CheckResult] = []
         self.blocks: list[Block] = []
         self.info = card.info(plan.cap)
@@ -62,6 +70,7 @@ class RunningTest:
         self.names.begin()
         self.expected.begin()
         self.measurement.begin()
+        self.explaining.begin()
         self._watching = True
         # The last step of pytest's own teardown of a test, after all finalizers of its function fixtures.
         self.item.teardown = self._teardown_item  # type: ignore[method-assign]
@@ -142,6 +151,7 @@ class RunningTest:
     def close(self) -> None:
         """Undoes everything, in whatever state the test died."""
         self._watching = False
+        self.explaining.end()
         for replaced in ("teardown", "runtest"):
             self.item.__dict__.pop(replaced, None)
         self.measurement.close()

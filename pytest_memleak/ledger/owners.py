@@ -24,6 +24,7 @@ from pytest_memleak.ledger.sweep import alike
 from pytest_memleak.wording import plural, size
 
 _UNKNOWN = "held from C++ or unknown"
+_UNKNOWN_YET = "held by an expression that runs, from C++, or unknown"
 _UNTRACED = "not traced: "
 _ROUNDING = 512  # bytes up to which a device's allocator rounds each block
 
@@ -36,12 +37,14 @@ def explain(
     ignore: Collection[object] = (),
     limit: int = 5,
     budget: float = 2.0,
+    running: bool = False,
 ) -> tuple[str, ...]:
     """Who holds these tensors, and the rest of `total` bytes: at most `limit` owners, the largest first.
 
     Further lines tell what these leave out. `roots` are objects by a name that tells the reader more than ours would
     ("self of test_x"); `ignore` are the caller's own containers of the tensors. After `budget` seconds the search ends,
-    and the lines say how much it did not reach. Frozen objects (``gc.freeze``) hide their referrers: thaw before.
+    and the lines say how much it did not reach. `running`: the program is in the middle of an expression, which may
+    hold what has no name yet. Frozen objects (``gc.freeze``) hide their referrers: thaw before.
     Nothing is kept alive afterwards, and no code of the program runs. It never raises: a last line says what failed.
     """
     collecting = gc.isenabled()
@@ -50,7 +53,7 @@ def explain(
     try:
         search = Search({} if roots is None else roots, ignore, budget)
         search.ignore(tensors)
-        explanation = _Explanation(tensors, total, search, budget)
+        explanation = _Explanation(tensors, total, search, budget, _UNKNOWN_YET if running else _UNKNOWN)
         return explanation.lines(limit)
     except Exception as error:  # noqa: BLE001 - the verdict is reached without an explanation, and must be told
         return (_failure(error),)
@@ -90,8 +93,11 @@ class _Owner:
 
 
 class _Explanation:
-    def __init__(self, tensors: Sequence[torch.Tensor], total: int, search: Search, budget: float) -> None:
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], total: int, search: Search, budget: float, unknown: str
+    ) -> None:
         self._total = total
+        self._unknown = unknown
         self._out_of_time = f"{_UNTRACED}the search ended after {budget:g} s"
         self._deadline = time.monotonic() + budget
         self._search = search
@@ -183,7 +189,9 @@ class _Explanation:
             self._settle(self._out_of_time if self._search.over else f"{_UNTRACED}too many objects refer to it", [key])
         else:
             path = named_parts(self._objects(holder.path))
-            self._settle(_UNKNOWN + (f" ({describe(path)})" if len(path) > 1 else ""), [key])
+            found = alike(path, self._storage_of) if len(path) > 1 else ()
+            words = f" ({describe(path)})" if len(path) > 1 else ""
+            self._settle(self._unknown + words, [key, *(self._storage_of[tensor] for tensor in found)], example=True)
 
     def _settle(self, text: str, keys: Sequence[int], example: bool = False) -> None:
         owner = self._owners.setdefault(text, _Owner(example))
@@ -250,7 +258,7 @@ class _Explanation:
         if holder.kind in ("named", "unnamed"):
             words = (place if link.kind else describe)(path, self._root(holder), link.label)
         else:
-            why = self._cycle_text(holder) if holder.kind == "cycle" else _UNKNOWN
+            why = self._cycle_text(holder) if holder.kind == "cycle" else self._unknown
             words = f"tensor{link.label}, the tensor: {why}" if link.kind in ("", GRAPH) else why
         self._linked[key] = f"{link.kind}: {words}" if link.kind else words
         return self._linked[key]
@@ -274,7 +282,7 @@ class _Explanation:
         if missing - found <= self._slack:
             return ""
         cut = "" if links.complete and not self._search.over else "; not all autograd graphs were read in time"
-        return f"{size(missing - found)} of {size(self._total)} has no Python tensor: {_UNKNOWN}{cut}"
+        return f"{size(missing - found)} of {size(self._total)} has no Python tensor: {self._unknown}{cut}"
 
 
 def _failure(error: Exception) -> str:

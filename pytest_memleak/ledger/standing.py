@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_memleak.ledger.looking import frame_locals, generator_part, is_a, module_of
+from pytest_memleak.upstream.where import as_typed_here
 
 PLAIN, FRAME, SUSPENDED, INTERNAL = range(4)
 TOOLS = ("pytest_memleak", "_pytest", "pluggy", "pytest", "xdist", "execnet")
@@ -66,7 +67,7 @@ def running_locals() -> Iterator[tuple[int, Root]]:
         while step is not None:
             if step.f_code.co_name != "<module>" and module_of_frame(step) not in (*TOOLS, "threading"):
                 where = "" if ident == here else f", thread {threads.get(ident, ident)}"
-                from_line = f"{step.f_code.co_name} ({step.f_code.co_filename}:{step.f_lineno}){where}"
+                from_line = f"{step.f_code.co_name} ({as_typed_here(step.f_code.co_filename)}:{step.f_lineno}){where}"
                 for name, value in frame_locals(step).items():
                     if gc.is_tracked(value):
                         yield id(value), Root("local ", name, f" of running frame {from_line}")

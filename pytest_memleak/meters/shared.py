@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 
+from pytest_memleak.events.cpu_allocator import CpuAllocator
+from pytest_memleak.events.cpu_recording import CpuRecording
+from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters.accelerator import AcceleratorMemory
 from pytest_memleak.meters.driver import DriverMemory
 from pytest_memleak.meters.gauge import SharedGauge
@@ -27,6 +30,11 @@ def cpu_memory() -> CpuTensors:
 @functools.cache
 def cpu_tensors() -> SharedGauge:
     return SharedGauge(cpu_memory())
+
+
+def cpu_recordings() -> list[Recording]:
+    """A new one; none where CPU tensors are tracked by dispatch, which does not see who allocates."""
+    return [CpuRecording()] if isinstance(cpu_memory().engine, CpuAllocator) else []
 
 
 @functools.cache

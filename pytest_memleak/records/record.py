@@ -32,6 +32,20 @@ class Limit:
     terms: tuple[Term, ...] = ()
 
 
+@dataclass(frozen=True, order=True)
+class AtPeak:
+    """Blocks that were alive at the peak and that one line allocated."""
+
+    bytes: int
+    blocks: int
+    line: str
+    """``transformers/models/llama/modeling_llama.py:178``: the innermost outside torch."""
+    by: str
+    """The user's line that led there, if that is another one."""
+    example: str = ""
+    """The largest of them: ``bfloat16 [4096, 4096]``, where it was seen as a tensor."""
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """One promise and what became of it."""
@@ -54,6 +68,8 @@ class CheckResult:
     """Of a peak: bytes in mapped files that came and went, and are not in `measured`."""
     details: tuple[str, ...] = ()
     """Further lines: terms of the limit, phases, owners of what leaked."""
+    at_peak: tuple[AtPeak, ...] = ()
+    """Of a peak that broke: what was alive then, the largest first; empty where it was not recorded."""
     advice: str = ""
     """What to do next."""
     enforced: bool = True
@@ -134,4 +150,5 @@ def _result(data: dict[str, Any]) -> CheckResult:
     limit = data.get("limit")
     if limit:
         limit = Limit(**limit | {"terms": tuple(Term(**term) for term in limit["terms"])})
-    return CheckResult(**data | {"limit": limit, "details": tuple(data["details"])})
+    at_peak = tuple(AtPeak(**group) for group in data["at_peak"])
+    return CheckResult(**data | {"limit": limit, "details": tuple(data["details"]), "at_peak": at_peak})

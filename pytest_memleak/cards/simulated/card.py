@@ -11,8 +11,10 @@ from pytest_memleak.cards.capping import enforced
 from pytest_memleak.cards.simulated.features import reason_of
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.profiles import MOST_MEMORY
+from pytest_memleak.cards.simulated.recording import SimulatedRecording
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
@@ -40,6 +42,9 @@ class SimulatedCard:
     def gauges(self) -> list[SharedGauge]:
         simulation = self._simulation
         return [simulated(simulation.allocator(index), simulation.unknowns) for index in range(len(simulation.cards))]
+
+    def recordings(self) -> list[Recording]:
+        return [SimulatedRecording(self._simulation, index) for index in range(len(self._simulation.cards))]
 
     def driver_gauges(self) -> list[SharedGauge]:
         return []

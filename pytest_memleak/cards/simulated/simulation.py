@@ -24,6 +24,7 @@ from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.events.recording import Alarm
 from pytest_memleak.plan import Cap
 
 # A place in the address space that no system uses by itself; each card has a terabyte there, and as much for what is
@@ -56,6 +57,8 @@ class Simulation:
         self._owners: dict[int, tuple[Allocator, int]] = {}
         """By the address that torch has: whose block it is, and the block's address there."""
         self._take, self._give = library.Take(self._taking), library.Give(self._giving)
+        self.alarms: dict[int, Alarm] = {}
+        """By device: who is to be told of a level and of refusals."""
         self._undo: contextlib.ExitStack | None = None
 
     @property
@@ -99,6 +102,7 @@ class Simulation:
 
         For all threads: none may use the cards of before meanwhile.
         """
+        alarms, self.alarms = self.alarms, {}
         own = self.cards, self._allocators, self._places, self.generators, self._told
         was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
@@ -114,6 +118,7 @@ class Simulation:
             self.off()
             self._native.memleak_card_take_back()
             self._become(*own)
+            self.alarms = alarms
             if was_on:
                 self.on()
                 self.set_current(at)
@@ -230,8 +235,12 @@ class Simulation:
 
     def stream_of(self, tensor: torch.Tensor) -> int | None:
         """Which one its memory was taken on; None for what has none."""
-        found = self._owners.get(tensor.untyped_storage().data_ptr())
+        found = self.block_of(tensor)
         return None if found is None else found[0].stream_of(found[1])
+
+    def block_of(self, tensor: torch.Tensor) -> tuple[Allocator, int] | None:
+        """Whose memory it is, and the block's address there."""
+        return self._owners.get(tensor.untyped_storage().data_ptr())
 
     def exchange(self, device: int) -> int:
         before = self.current()
@@ -262,14 +271,18 @@ class Simulation:
     # --- what torch asks for
 
     def _taking(self, size: int, device: int, stream: int) -> int:
+        allocator, alarm = self._allocators[device], self.alarms.get(device)
         try:
-            allocator = self._allocators[device]
             address = allocator.alloc(size, stream)
         except CardFull as full:
+            if alarm is not None:
+                alarm.ring(allocator.allocated, size, refused=True)
             self._native.memleak_card_refuse(full.refusal.message(_torch_version()).encode())
             return 0
         pointer = address + _shift(address, self._places[device])
         self._owners[pointer] = (allocator, address)
+        if alarm is not None and allocator.allocated >= alarm.level:
+            alarm.ring(allocator.allocated, size, refused=False)
         return pointer
 
     def _giving(self, pointer: int) -> None:

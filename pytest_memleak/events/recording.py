@@ -1,0 +1,86 @@
+"""What every recorder of a device's peak has in common: who allocated what was alive then, and an alarm on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from pytest_memleak.events.places import Place
+
+NEVER = 2**62
+"""A level that is not reached."""
+
+Reached = Callable[[int, int, bool], int]
+"""Is told the level, what was asked for, and whether it was refused; says at which level to be called again."""
+
+
+class Alarm:
+    """Calls `reached`, and never fails: an allocation is not to suffer for an explanation."""
+
+    def __init__(self, reached: Reached, level: int) -> None:
+        self.level = level
+        self._reached = reached
+        self._ringing = False
+
+    def ring(self, level: int, asked: int, refused: bool) -> int:
+        """The level at which to ring again."""
+        if not self._ringing:
+            self._ringing = True
+            try:
+                self.level = self._reached(level, asked, bool(refused))
+            except BaseException:  # noqa: BLE001 - whatever it meets among a program's objects
+                self.level = NEVER
+            finally:
+                self._ringing = False
+        return self.level
+
+
+class Held(NamedTuple):
+    """What one place had allocated."""
+
+    place: Place
+    bytes: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The highest level while it recorded, and what was alive then."""
+
+    level: int
+    held: tuple[Held, ...]
+    small: int = 0
+    """Bytes in blocks that were too small to ask for their places."""
+    smallest: int = 0
+    """What a block had to have for that."""
+
+    @property
+    def before(self) -> int:
+        """What was there before the recording."""
+        return max(0, self.level - self.small - sum(one.bytes for one in self.held))
+
+
+class Recording(Protocol):
+    """One device's. In a pause what is allocated belongs to what was there before, and no level is a peak."""
+
+    device: str
+
+    def begin(self, smallest: int) -> None:
+        """Smaller blocks are counted, and nobody asks where they come from."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def read(self) -> Recorded: ...
+
+    def watch(self, reached: Reached | None, level: int = NEVER) -> None:
+        """`reached` is called once so much is allocated, and for every refusal; None: nobody is."""
+
+    def place_of(self, tensor: torch.Tensor) -> Place | None:
+        """Where a tensor's memory was allocated, if that was recorded."""

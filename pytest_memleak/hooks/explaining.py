@@ -1,0 +1,142 @@
+"""Why a peak broke its promise: what was recorded of a test, and a look at who held what when the promise broke."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_memleak.cards.card import Card
+from pytest_memleak.checks.peak import evaluate
+from pytest_memleak.errors import BadInput, Inconclusive
+from pytest_memleak.events.recording import NEVER, Recording
+from pytest_memleak.hooks.insides import named_holders
+from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of
+from pytest_memleak.ledger.moment import Moment, look
+from pytest_memleak.meters import shared
+from pytest_memleak.plan import Budget, Plan
+from pytest_memleak.records.record import CheckResult
+from pytest_memleak.settings import ALWAYS
+from pytest_memleak.settings import NEVER as NEVER_EXPLAIN
+
+if TYPE_CHECKING:
+    from pytest_memleak.hooks.running import RunningTest
+
+_EACH, _ALL = 2.0, 6.0
+"""Seconds that one look may take, and all of a test's."""
+_STEP = 1.02
+"""How much more must be held for another look."""
+_UNKNOWN_LIMIT = 1.5
+"""How much more must be held until a limit that has no value yet is asked for again."""
+_LEAST = 1 << 20
+LARGE = 4 << 20
+"""Blocks of so many bytes take longer to be filled than to be asked where they come from: within 2 %
+(benchmarks/explaining.py)."""
+
+
+def recordings_for(plan: Plan, card: Card, when: str) -> tuple[list[Recording], int]:
+    """What is recorded of a test, and of how large blocks."""
+    if when == NEVER_EXPLAIN or (plan.peak is None and plan.host_peak is None and plan.cap is None):
+        return [], 0
+    found = card.recordings()
+    if plan.host_peak is not None and card.backend != "cpu":
+        found += shared.cpu_recordings()
+    return found, 0 if when == ALWAYS else LARGE
+
+
+class Explaining:
+    """One test's. It looks on the way up, and the last look is the one that counts: nobody knows a peak before it."""
+
+    def __init__(self, test: RunningTest) -> None:
+        self._test = test
+        self._recordings = test.measurement.recordings
+        self._moments: dict[str, Moment] = {}
+        self._failures: dict[str, str] = {}
+        self._spent = 0.0
+
+    def begin(self) -> None:
+        for recording in self._recordings:
+            recording.watch(_Watch(self, recording), 0)
+
+    def end(self) -> None:
+        for recording in self._recordings:
+            recording.watch(None)
+
+    def look(self, recording: Recording, level: int, asked: int, refused: bool) -> bool:
+        """False if there was no time for it."""
+        if self._spent > _ALL or (refused and self._test.expected.expecting):
+            return False
+        began = time.monotonic()
+        try:
+            roots = named_holders(self._test.item)
+            self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
+        except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
+            self._failures[recording.device] = f"who held it could not be explained: {error!r}"
+        self._spent += time.monotonic() - began
+        return True
+
+    def limit_of(self, device: str) -> int | None:
+        """What may be allocated there, as far as that is known by now."""
+        plan = self._test.plan
+        if plan.peak is not None and plan.peak.of in (None, "allocated") and device != "host":
+            return self._value(plan.peak)
+        if plan.host_peak is not None and device == "cpu":
+            return self._value(plan.host_peak)
+        return NEVER
+
+    def _value(self, budget: Budget) -> int | None:
+        try:
+            return evaluate(budget, lambda name: self._test.names.term(budget, name)).bytes
+        except (Inconclusive, BadInput):
+            return None
+
+    def added_to(self, results: Sequence[CheckResult]) -> list[CheckResult]:
+        """The same, and those that failed say why."""
+        return [self._explained(result) if result.verdict == "fail" else result for result in results]
+
+    def _explained(self, result: CheckResult) -> CheckResult:
+        device = "cpu" if result.device == "host" else result.device
+        looked = sorted(self._recordings, key=lambda one: one.device not in self._moments)
+        recording = next((one for one in looked if device in (one.device, "")), None)
+        if recording is None:
+            return result
+        try:
+            return self._with_contents(result, recording)
+        except Exception as error:  # noqa: BLE001 – as above
+            return replace(result, details=(*result.details, f"what was alive could not be explained: {error!r}"))
+
+    def _with_contents(self, result: CheckResult, recording: Recording) -> CheckResult:
+        recorded, moment = recording.read(), self._moments.get(recording.device)
+        groups = groups_of(recorded.held, moment.examples if moment else None)
+        lines: list[str] = []
+        if groups:
+            share = 100 * sum(group.bytes for group in groups) // max(1, recorded.level)
+            lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
+            lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
+        if moment is not None:
+            lines += moment.lines()
+        if failure := self._failures.get(recording.device):
+            lines.append(failure)
+        return replace(result, details=(*result.details, *lines), at_peak=groups)
+
+
+class _Watch:
+    """Is called when a level is reached, and says when to be called again."""
+
+    def __init__(self, explaining: Explaining, recording: Recording) -> None:
+        self._explaining = explaining
+        self._recording = recording
+
+    def __call__(self, level: int, asked: int, refused: bool) -> int:
+        if refused:
+            self._explaining.look(self._recording, level, asked, refused)
+            return level
+        limit = self._explaining.limit_of(self._recording.device)
+        if limit is None:
+            return max(int(level * _UNKNOWN_LIMIT), level + _LEAST)
+        if level <= limit:
+            return limit + 1
+        if not self._explaining.look(self._recording, level, asked, refused):
+            return NEVER
+        return max(int(level * _STEP), level + 1)

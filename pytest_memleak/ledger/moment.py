@@ -1,0 +1,65 @@
+"""A look at a device while a program allocates: who holds what, and which line asked for more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.events import garbage
+from pytest_memleak.events.places import Place, Places
+from pytest_memleak.events.recording import Recording
+from pytest_memleak.events.storages import device_type_of, tensors_among
+from pytest_memleak.ledger.graph import shape_of, storage_key
+from pytest_memleak.ledger.owners import explain
+
+_OWNERS = 5
+
+
+@dataclass(frozen=True)
+class Moment:
+    level: int
+    asked: int
+    refused: bool
+    place: Place
+    """Which line asked."""
+    holders: tuple[str, ...]
+    examples: Mapping[Place, str]
+    """What the largest tensor of each place looks like."""
+
+    def lines(self) -> list[str]:
+        by = f" (from {self.place.by})" if self.place.by else ""
+        asked = f"{format_size(self.asked)}{', which were refused' if self.refused else ''}"
+        return [
+            f"with {format_size(self.level)} allocated, {self.place.line}{by} had asked for {asked}; who held it then:",
+            *(f"  {line}" for line in self.holders),
+        ]
+
+
+def look(
+    recording: Recording, level: int, asked: int, refused: bool, roots: Mapping[str, object], seconds: float
+) -> Moment:
+    """Takes `seconds` at most, but for one walk over all objects. Nothing is kept alive."""
+    places = Places()
+    place = places[places.here()]
+    kind = recording.device.partition(":")[0]
+    with garbage.everything_in_sight():
+        found = [tensor for tensor in tensors_among(garbage.in_sight()) if device_type_of(tensor) == kind]
+        try:
+            held = level if refused else level - asked  # what was asked for last is no tensor yet
+            holders = explain(found, held, roots=roots, ignore=(found,), limit=_OWNERS, budget=seconds, running=True)
+            examples = _examples(recording, found)
+        finally:
+            found.clear()
+    return Moment(level, asked, refused, place, holders, examples)
+
+
+def _examples(recording: Recording, tensors: list[torch.Tensor]) -> dict[Place, str]:
+    largest: dict[Place, tuple[int, str]] = {}
+    for tensor in tensors:
+        key, place = storage_key(tensor), recording.place_of(tensor)
+        if key is not None and place is not None and key[1] > largest.get(place, (0, ""))[0]:
+            largest[place] = key[1], shape_of(tensor)
+    return {place: shape for place, (_, shape) in largest.items()}
