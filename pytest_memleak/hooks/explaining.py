@@ -12,6 +12,7 @@ from pytest_memleak.checks.peak import evaluate
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.events.recording import NEVER, Recording
 from pytest_memleak.hooks.insides import named_holders
+from pytest_memleak.hooks.rerun import KNOWN_PEAKS
 from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of
 from pytest_memleak.ledger.moment import Moment, look
 from pytest_memleak.meters import shared
@@ -23,6 +24,10 @@ from pytest_memleak.settings import NEVER as NEVER_EXPLAIN
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
 
+_NOBODY_LOOKED = (
+    "who held it was not looked at: the limit had no value yet when it was broken, or the peak passed too quickly; "
+    "--memleak-explain=rerun runs the test once more, and looks when it gets there"
+)
 _EACH, _ALL = 2.0, 6.0
 """Seconds that one look may take, and all of a test's."""
 _STEP = 1.02
@@ -54,6 +59,7 @@ class Explaining:
         self._moments: dict[str, Moment] = {}
         self._failures: dict[str, str] = {}
         self._spent = 0.0
+        self._known = test.item.stash.get(KNOWN_PEAKS, {})
 
     def begin(self) -> None:
         for recording in self._recordings:
@@ -78,6 +84,8 @@ class Explaining:
 
     def limit_of(self, device: str) -> int | None:
         """What may be allocated there, as far as that is known by now."""
+        if device in self._known:
+            return self._known[device]
         plan = self._test.plan
         if plan.peak is not None and plan.peak.of in (None, "allocated") and device != "host":
             return self._value(plan.peak)
@@ -104,7 +112,7 @@ class Explaining:
         try:
             return self._with_contents(result, recording)
         except Exception as error:  # noqa: BLE001 – as above
-            return replace(result, details=(*result.details, f"what was alive could not be explained: {error!r}"))
+            return replace(result, explanation=(f"what was alive could not be explained: {error!r}",))
 
     def _with_contents(self, result: CheckResult, recording: Recording) -> CheckResult:
         recorded, moment = recording.read(), self._moments.get(recording.device)
@@ -116,9 +124,11 @@ class Explaining:
             lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
         if moment is not None:
             lines += moment.lines()
-        if failure := self._failures.get(recording.device):
+        elif failure := self._failures.get(recording.device):
             lines.append(failure)
-        return replace(result, details=(*result.details, *lines), at_peak=groups)
+        else:
+            lines.append(_NOBODY_LOOKED)
+        return replace(result, explanation=tuple(lines), at_peak=groups)
 
 
 class _Watch:

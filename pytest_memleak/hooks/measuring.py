@@ -18,11 +18,13 @@ from _pytest.outcomes import Failed
 from _pytest.runner import runtestprotocol
 
 from pytest_memleak.errors import BadInput, MemleakError
+from pytest_memleak.hooks import rerun
+from pytest_memleak.hooks.attributes import RECORD, WITHHELD
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
 from pytest_memleak.report.terminal import failure_text
-from pytest_memleak.settings import Settings
+from pytest_memleak.settings import RERUN, Settings
 from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.patches import Patch
 
@@ -36,11 +38,6 @@ _WIDTHS = ("function", "class", "module", "package", "session")
 
 UNJUDGED = pytest.StashKey[str]()
 """Why a test was refused before it began."""
-
-WITHHELD = "memleak_withheld"
-"""Attribute of a report: the body passed, but the test is an error for want of a verdict."""
-RECORD = "memleak"
-"""Attribute of a teardown report: the test's record, as plain data."""
 
 
 class Refused(Failed):
@@ -61,12 +58,16 @@ class MeasuredTests:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         plan = item.stash.get(PLAN, None)
-        if plan is None or plan.leak is None:
+        explained_twice = self._settings.explain == RERUN
+        if plan is None or (plan.leak is None and not explained_twice):
             return None
         if self._another_plugin_runs(item, nextitem):
             return True
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in runtestprotocol(item, nextitem=nextitem, log=False):
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if explained_twice:
+            rerun.explain(item, nextitem, reports)
+        for report in reports:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
@@ -230,7 +231,7 @@ class MeasuredTests:
         if not plan.marked and card.backend == "cpu":
             return
         garbage.begin_session()
-        test = RunningTest(item, plan, card, self._watched, self._settings.explain)
+        test = RunningTest(item, plan, card, self._watched, rerun.when(item, self._settings))
         try:
             test.begin()
         except BaseException:

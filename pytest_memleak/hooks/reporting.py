@@ -11,7 +11,7 @@ import pytest
 
 from pytest_memleak.cards.probe import accelerator_seen
 from pytest_memleak.errors import MemleakError
-from pytest_memleak.hooks.measuring import RECORD
+from pytest_memleak.hooks.attributes import RECORD
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.records.run import RunInfo, versions

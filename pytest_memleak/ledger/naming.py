@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -146,6 +147,8 @@ def _beginning(thing: object, root: Root | None) -> _Words:
 
 def _step(words: _Words, before: object, holder: object, held: object) -> _Words:
     label = label_of(holder, held)
+    if label == "._result" and is_a(holder, Future):
+        label = ".result()"  # as whoever waits for it would write
     kept = "" if words.anonymous else words.place()
     suspended = generator_part(holder, "frame")
     if type(holder) is types.FrameType:

@@ -189,9 +189,10 @@ class _Explanation:
             self._settle(self._out_of_time if self._search.over else f"{_UNTRACED}too many objects refer to it", [key])
         else:
             path = named_parts(self._objects(holder.path))
-            found = alike(path, self._storage_of) if len(path) > 1 else ()
+            found = alike(path, self._storage_of) if len(path) > 1 else iter(())
             words = f" ({describe(path)})" if len(path) > 1 else ""
-            self._settle(self._unknown + words, [key, *(self._storage_of[tensor] for tensor in found)], example=True)
+            alike_keys = [self._storage_of[tensor] for tensor in found]
+            self._settle(self._unknown + words, [key, *alike_keys], example=bool(words))
 
     def _settle(self, text: str, keys: Sequence[int], example: bool = False) -> None:
         owner = self._owners.setdefault(text, _Owner(example))

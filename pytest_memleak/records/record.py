@@ -70,6 +70,8 @@ class CheckResult:
     """Further lines: terms of the limit, phases, owners of what leaked."""
     at_peak: tuple[AtPeak, ...] = ()
     """Of a peak that broke: what was alive then, the largest first; empty where it was not recorded."""
+    explanation: tuple[str, ...] = ()
+    """The same in lines to be read, and who held what when the promise broke."""
     advice: str = ""
     """What to do next."""
     enforced: bool = True
@@ -151,4 +153,5 @@ def _result(data: dict[str, Any]) -> CheckResult:
     if limit:
         limit = Limit(**limit | {"terms": tuple(Term(**term) for term in limit["terms"])})
     at_peak = tuple(AtPeak(**group) for group in data["at_peak"])
-    return CheckResult(**data | {"limit": limit, "details": tuple(data["details"]), "at_peak": at_peak})
+    lines = {name: tuple(data[name]) for name in ("details", "explanation")}
+    return CheckResult(**data | {"limit": limit, "at_peak": at_peak, **lines})

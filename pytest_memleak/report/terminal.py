@@ -71,6 +71,8 @@ def _explained(result: CheckResult, width: int) -> Iterator[str]:
         yield from _limit_lines(result.limit, width)
     for detail in result.details:
         yield from _wrapped(detail, width, "  ")
+    for line in result.explanation:
+        yield from _wrapped(line, width, "  ")
     if result.advice:
         yield from _wrapped(f"what to do: {result.advice}", width, "  ")
 
