@@ -88,7 +88,11 @@ class RealCard(_OfThisMachine):
         return [shared.accelerator(self.kind, index) for index in range(self.count)]
 
     def recordings(self) -> list[Recording]:
-        return []
+        if self.kind != "cuda":
+            return []
+        from pytest_memleak.events.cuda_history import CudaRecording
+
+        return [CudaRecording(index) for index in range(self.count)]
 
     def driver_gauges(self) -> list[SharedGauge]:
         return [shared.driver(index) for index in range(self.count)] if self.kind == "cuda" else []

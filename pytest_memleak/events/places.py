@@ -10,8 +10,9 @@ import re
 import sys
 import sysconfig
 import threading
+from collections.abc import Iterable, Mapping
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pytest_memleak.upstream.where import as_typed_here
 
@@ -23,6 +24,8 @@ _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _PACKAGES = re.compile(r".*[/\\](?:site|dist)-packages[/\\]")
 # The one program that is predicted and not a user's: its functions are named after what they do.
 _OWN_PROGRAM = "pytest_memleak.cli.program"
+
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 _HIDDEN, _LIBRARY, _USER = range(3)
 
@@ -51,9 +54,9 @@ class Places:
         self._numbers: dict[object, int] = {}
         self._fixed = [Place("", ""), Place("a thread that runs no Python", ""), Place("", "")]
 
-    def here(self) -> int:
+    def here(self, frame: FrameType | None = None) -> int:
         """The number of the place that called, at any distance. Kept fast: it is asked for every allocation."""
-        frame: FrameType | None = sys._getframe(1)
+        frame = frame or sys._getframe(1)
         codes = self._codes
         code = instruction = 0
         while frame is not None:
@@ -103,16 +106,31 @@ def _kind(frame: FrameType) -> tuple[int, str]:
         return _USER, frame.f_code.co_name.strip("_").replace("_", " ")
     if module.partition(".")[0] in _TOOLS:
         return _HIDDEN, ""
-    return kind_of_file(file)
+    return _kind_of_file(file)
 
 
-def kind_of_file(file: str) -> tuple[int, str]:
+def _kind_of_file(file: str) -> tuple[int, str]:
     """Whose it is, and how it is shown."""
-    if file.startswith(("<", _STANDARD)) and "-packages" not in file:
+    if file.startswith(("<", _OWN)) or (file.startswith(_STANDARD) and not _PACKAGES.match(file)):
         return _HIDDEN, ""
     if found := _PACKAGES.match(file):
-        return _LIBRARY, file[found.end() :]
+        shown = file[found.end() :]
+        return (_HIDDEN, "") if re.split(r"[/\\]", shown)[0] in _TOOLS else (_LIBRARY, shown)
     return _USER, as_typed_here(file)
+
+
+def place_of_frames(frames: Iterable[Mapping[str, Any]]) -> Place:
+    """Of a stack as torch writes it down: file names and lines, the innermost first."""
+    line = ""
+    for frame in frames:
+        kind, file = _kind_of_file(frame["filename"])
+        if kind == _HIDDEN or not file.endswith(".py"):
+            continue
+        here = f"{file}:{frame['line']}"
+        if kind == _USER:
+            return Place(line or here, here if line else "")
+        line = line or here
+    return Place(line or BACKWARD, "")
 
 
 def _line_of(code: CodeType, instruction: int) -> int:

@@ -28,6 +28,10 @@ _NOBODY_LOOKED = (
     "who held it was not looked at: the limit had no value yet when it was broken, or the peak passed too quickly; "
     "--memleak-explain=rerun runs the test once more, and looks when it gets there"
 )
+_NOT_RECORDED = (
+    "which lines allocated what was alive was not recorded, which takes time on this card: --memleak-explain=always "
+    "records, rerun does so for tests that fail"
+)
 _EACH, _ALL = 2.0, 6.0
 """Seconds that one look may take, and all of a test's."""
 _STEP = 1.02
@@ -122,6 +126,8 @@ class Explaining:
             share = 100 * sum(group.bytes for group in groups) // max(1, recorded.level)
             lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
             lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
+        elif not recorded.small:
+            lines.append(_NOT_RECORDED)
         if moment is not None:
             lines += moment.lines()
         elif failure := self._failures.get(recording.device):

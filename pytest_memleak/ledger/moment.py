@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,9 +33,10 @@ class Moment:
 
     def lines(self) -> list[str]:
         by = f" (from {self.place.by})" if self.place.by else ""
-        asked = f"{format_size(self.asked)}{', which were refused' if self.refused else ''}"
+        asked = f" had asked for {format_size(self.asked)}" if self.asked else " was running"
+        refused = ", which were refused" if self.refused else ""
         return [
-            f"with {format_size(self.level)} allocated, {self.place.line}{by} had asked for {asked}; who held it then:",
+            f"with {format_size(self.level)} allocated, {self.place.line}{by}{asked}{refused}; who held it then:",
             *(f"  {line}" for line in self.holders),
         ]
 
@@ -43,7 +46,10 @@ def look(
 ) -> Moment:
     """Takes `seconds` at most, but for one walk over all objects. Nothing is kept alive."""
     places = Places()
-    place = places[places.here()]
+    # What asks for nothing is a thread that watches the program.
+    frame = None if asked else sys._current_frames().get(threading.main_thread().ident or 0)
+    place = places[places.here(frame)]
+    del frame
     kind = recording.device.partition(":")[0]
     with garbage.everything_in_sight():
         found = [tensor for tensor in tensors_among(garbage.in_sight()) if device_type_of(tensor) == kind]

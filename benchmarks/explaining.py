@@ -1,0 +1,160 @@
+"""What it costs to record what a broken peak is explained from: ratios from one run.
+
+    python benchmarks/explaining.py                 # CPU tensors, and the simulated card
+    python benchmarks/explaining.py --gpu           # where a GPU is
+
+Each workload runs with nothing recorded (`never`), with large blocks (`auto`) and with all of them (`always`), in turn,
+several times; the best of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pytest_memleak.events.recording import NEVER, Recording
+from pytest_memleak.hooks.explaining import LARGE
+
+MODES = {"never": None, "auto": LARGE, "always": 0}
+
+
+def small_kernels(device: str) -> Callable[[], None]:
+    weights = [torch.randn(128, 128, device=device) for _ in range(8)]
+
+    def run() -> None:
+        x = torch.randn(32, 128, device=device)
+        for _ in range(40):
+            for weight in weights:
+                x = torch.tanh(x @ weight) + 1
+        _done(device)
+
+    return run
+
+
+def training(device: str, width: int, rows: int) -> Callable[[], None]:
+    model = torch.nn.Sequential(*[torch.nn.Linear(width, width, device=device) for _ in range(6)])
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def run() -> None:
+        for _ in range(3):
+            model(torch.randn(rows, width, device=device)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        _done(device)
+
+    return run
+
+
+def load(device: str, folder: Path) -> Callable[[], None]:
+    from transformers import AutoModelForCausalLM
+
+    def run() -> None:
+        AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, dtype=torch.bfloat16)
+        _done(device)
+
+    return run
+
+
+def _done(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def measure(name: str, run: Callable[[], None], make: Callable[[], Recording], rounds: int) -> None:
+    run()
+    best = dict.fromkeys(MODES, float("inf"))
+    for _ in range(rounds):
+        for mode, smallest in MODES.items():
+            with recorded(make, smallest):
+                start = time.perf_counter()
+                run()
+                best[mode] = min(best[mode], time.perf_counter() - start)
+    ratios = ", ".join(f"{mode} ×{best[mode] / best['never']:.3f}" for mode in ("auto", "always"))
+    print(f"{name:<44} {best['never'] * 1000:9.2f} ms; {ratios}", flush=True)
+
+
+@contextlib.contextmanager
+def recorded(make: Callable[[], Recording], smallest: int | None) -> Iterator[None]:
+    if smallest is None:
+        yield
+        return
+    recording = make()
+    recording.watch(lambda level, asked, refused: NEVER, NEVER)
+    recording.begin(smallest)
+    try:
+        yield
+    finally:
+        recording.end()
+        recording.watch(None)
+
+
+def one_operation(make: Callable[[], Recording]) -> None:
+    """What the ledger takes for one allocation and its release, twelve calls deep."""
+
+    def below(depth: int, run: Callable[[], Any]) -> Any:
+        return run() if not depth else below(depth - 1, run)
+
+    def run() -> float:
+        x, count = torch.ones(16), 20_000
+        start = time.perf_counter()
+        for _ in range(count):
+            x + 1
+        return (time.perf_counter() - start) / count
+
+    without = min(below(12, run) for _ in range(5))
+    recording = make()
+    recording.begin(0)
+    with_it = min(below(12, run) for _ in range(5))
+    recording.end()
+    print(f"{'one small operation on the CPU':<44} {without * 1e6:9.2f} µs; always +{(with_it - without) * 1e6:.2f} µs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="on a real card")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}; blocks of {LARGE >> 20} MiB or more in auto")
+    if arguments.gpu:
+        import tempfile
+
+        from truth_models import sparse_checkpoint
+
+        from pytest_memleak.events.cuda_history import CudaRecording
+
+        measure("H200: a loop of small kernels", small_kernels("cuda"), lambda: CudaRecording(0), arguments.rounds)
+        measure("H200: training, 4096 wide", training("cuda", 4096, 4096), lambda: CudaRecording(0), arguments.rounds)
+        with tempfile.TemporaryDirectory() as folder:
+            sparse_checkpoint("1.1B", Path(folder))
+            measure("H200: load of 1.1B", load("cuda", Path(folder)), lambda: CudaRecording(0), arguments.rounds)
+        return
+    from pytest_memleak.events.cpu_recording import CpuRecording
+
+    one_operation(CpuRecording)
+    measure("CPU: a loop of small kernels", small_kernels("cpu"), CpuRecording, arguments.rounds)
+    measure("CPU: training, 1024 wide", training("cpu", 1024, 1024), CpuRecording, arguments.rounds)
+    from pytest_memleak.cards.simulated.process import simulation_of
+    from pytest_memleak.cards.simulated.profiles import cards_of
+    from pytest_memleak.cards.simulated.recording import SimulatedRecording
+
+    simulation = simulation_of(cards_of(""))
+    simulation.on()
+
+    def make() -> Recording:
+        return SimulatedRecording(simulation)
+
+    measure("simulated: a loop of small kernels", small_kernels("cuda"), make, arguments.rounds)
+    measure("simulated: training, 4096 wide", training("cuda", 4096, 4096), make, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
