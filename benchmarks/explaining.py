@@ -134,8 +134,8 @@ def main() -> None:
         measure("H200: a loop of small kernels", small_kernels("cuda"), lambda: CudaRecording(0), arguments.rounds)
         measure("H200: training, 4096 wide", training("cuda", 4096, 4096), lambda: CudaRecording(0), arguments.rounds)
         with tempfile.TemporaryDirectory() as folder:
-            sparse_checkpoint("1.1B", Path(folder))
-            measure("H200: load of 1.1B", load("cuda", Path(folder)), lambda: CudaRecording(0), arguments.rounds)
+            checkpoint = sparse_checkpoint("1.1B", Path(folder))
+            measure("H200: load of 1.1B", load("cuda", checkpoint), lambda: CudaRecording(0), arguments.rounds)
         return
     from pytest_memleak.events.cpu_recording import CpuRecording
 
