@@ -118,6 +118,21 @@ def one_operation(make: Callable[[], Recording]) -> None:
     print(f"{'one small operation on the CPU':<44} {without * 1e6:9.2f} µs; always +{(with_it - without) * 1e6:.2f} µs")
 
 
+KEPT: dict[str, list[torch.Tensor]] = {}
+
+
+def message_for_many(count: int = 10_000) -> None:
+    """How long it takes to say who holds so many leaked tensors."""
+    from pytest_memleak.ledger.owners import explain
+
+    KEPT["all"] = [torch.ones(8) for _ in range(count)]
+    found = list(KEPT["all"])
+    start = time.perf_counter()
+    lines = explain(found, sum(one.nbytes for one in found), ignore=(found,), budget=5)
+    print(f"{f'message for {count:,} leaked tensors':<44} {time.perf_counter() - start:9.2f} s: {lines[0][:60]} …")
+    KEPT.clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="on a real card")
@@ -137,8 +152,11 @@ def main() -> None:
             checkpoint = sparse_checkpoint("1.1B", Path(folder))
             measure("H200: load of 1.1B", load("cuda", checkpoint), lambda: CudaRecording(0), arguments.rounds)
         return
+    import transformers  # noqa: F401 - so that there are as many objects to search as in its users' tests
+
     from pytest_memleak.events.cpu_recording import CpuRecording
 
+    message_for_many()
     one_operation(CpuRecording)
     measure("CPU: a loop of small kernels", small_kernels("cpu"), CpuRecording, arguments.rounds)
     measure("CPU: training, 1024 wide", training("cpu", 1024, 1024), CpuRecording, arguments.rounds)

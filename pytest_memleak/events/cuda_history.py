@@ -20,7 +20,8 @@ from pytest_memleak.events.recording import NEVER, Alarm, Held, Reached, Recorde
 
 MOST_EVENTS = 200_000
 """A fifth of a second to read, and some 100 MB; what is older is left out."""
-_INTERVAL = 0.005
+_FAR, _NEAR = 0.02, 0.004
+"""Seconds between two looks at the level: below half of what would ring, and above."""
 
 Entry = Mapping[str, Any]
 Pauses = Sequence[tuple[int, int]]
@@ -157,6 +158,7 @@ class _Sampler:
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
         self._attached = False
+        self._interval = _FAR
 
     def add(self, index: int, alarm: Alarm) -> None:
         self.alarms[index] = alarm
@@ -183,7 +185,8 @@ class _Sampler:
                 self._wanted.clear()
                 if not self.alarms:  # nobody came meanwhile
                     self._wanted.wait()
-            time.sleep(_INTERVAL)
+            time.sleep(self._interval)
+            self._interval = _FAR
             self._attach()
             if self._attached:
                 for index, alarm in list(self.alarms.items()):
@@ -192,6 +195,8 @@ class _Sampler:
     def _look(self, index: int, alarm: Alarm) -> None:
         level = _level(index)
         if level < alarm.level:
+            if 2 * level > alarm.level:
+                self._interval = _NEAR
             return
         # The program is not to go on while who holds what is looked up.
         interval = sys.getswitchinterval()

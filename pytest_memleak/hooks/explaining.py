@@ -54,15 +54,21 @@ def recordings_for(plan: Plan, card: Card, when: str) -> tuple[list[Recording], 
     return found, 0 if when == ALWAYS else LARGE
 
 
+def _cannot_record(card: Card) -> str | None:
+    reason = shared.cpu_memory().fallback_reason if card.backend == "cpu" else None
+    return reason and f"what was alive at the peak was not recorded: {reason}"
+
+
 class Explaining:
     """One test's. It looks on the way up, and the last look is the one that counts: nobody knows a peak before it."""
 
-    def __init__(self, test: RunningTest) -> None:
+    def __init__(self, test: RunningTest, when: str) -> None:
         self._test = test
         self._recordings = test.measurement.recordings
         self._moments: dict[str, Moment] = {}
         self._failures: dict[str, str] = {}
         self._spent = 0.0
+        self._reason = None if self._recordings or when == NEVER_EXPLAIN else _cannot_record(test.card)
         self._known = test.item.stash.get(KNOWN_PEAKS, {})
 
     def begin(self) -> None:
@@ -112,7 +118,7 @@ class Explaining:
         looked = sorted(self._recordings, key=lambda one: one.device not in self._moments)
         recording = next((one for one in looked if device in (one.device, "")), None)
         if recording is None:
-            return result
+            return result if self._reason is None else replace(result, explanation=(self._reason,))
         try:
             return self._with_contents(result, recording)
         except Exception as error:  # noqa: BLE001 – as above

@@ -47,7 +47,7 @@ class RunningTest:
         self.measurement = Measurement(plan, card, *recordings_for(plan, card, explain))
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
-        self.explaining = Explaining(self)
+        self.explaining = Explaining(self, explain)
         self.results: list[CheckResult] = []
         self.blocks: list[Block] = []
         self.info = card.info(plan.cap)
