@@ -80,9 +80,9 @@ class Measurement:
         self._child_watch.resume()
         if self.observer is not None:
             self.observer.resume()
+        changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
         for recording in self.recordings:
             recording.resume()
-        changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
         return any(changed)
 
     def body_begins(self) -> None:

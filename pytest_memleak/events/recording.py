@@ -52,15 +52,15 @@ class Recorded:
 
     level: int
     held: tuple[Held, ...]
-    small: int = 0
-    """Bytes in blocks that were too small to ask for their places."""
+    small: int | None = 0
+    """Bytes in blocks that were too small to ask for their places; None: not told apart from what was before."""
     smallest: int = 0
     """What a block had to have for that."""
 
     @property
     def before(self) -> int:
         """What was there before the recording."""
-        return max(0, self.level - self.small - sum(one.bytes for one in self.held))
+        return max(0, self.level - (self.small or 0) - sum(one.bytes for one in self.held))
 
 
 class Recording(Protocol):

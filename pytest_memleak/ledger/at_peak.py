@@ -48,7 +48,8 @@ def rest_of(recorded: Recorded) -> list[str]:
     """What no line is known of."""
     rest = []
     if recorded.before:
-        rest.append(f"{format_size(recorded.before):>10} held before the test")
+        small = "" if recorded.small is not None else f", or in blocks of less than {format_size(recorded.smallest)}"
+        rest.append(f"{format_size(recorded.before):>10} held before the test{small}")
     if recorded.small:
         rest.append(f"{format_size(recorded.small):>10} in blocks of less than {format_size(recorded.smallest)}")
     return rest

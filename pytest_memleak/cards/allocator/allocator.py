@@ -21,6 +21,8 @@ from pytest_memleak.cards.allocator.trace import Action
 
 # Longer than any allocation takes: who waits this long waits for itself.
 PATIENCE = 60.0
+NOBODY = 1 << 62
+"""Nobody is told of a block, however large."""
 
 
 class Allocator(Reserve):
@@ -48,6 +50,8 @@ class Allocator(Reserve):
         # the allocator is at work waits until it is done.
         self._lock = threading.Lock()
         self._late: list[int] = []
+        self._told_of: list[int] = []
+        self._told_from = NOBODY
         settings = self.settings
         self._simple = settings.max_split == UNLIMITED and not settings.expandable and not settings.collect_above
 
@@ -59,13 +63,22 @@ class Allocator(Reserve):
     def requested(self) -> int:
         return self.statistics.all.asked
 
-    def observe(self, observer: Observer) -> Callable[[], None]:
+    def observe(self, observer: Observer, smallest: int = 0) -> Callable[[], None]:
         """From now on `observer` is told of every event; call what is returned to end that.
 
-        It is called in the middle of things: it may read the counters, not allocate.
+        Of blocks that are smaller than `smallest` it need not be told. It is called in the middle of things: it may
+        read the counters, not allocate.
         """
         self._observers.append(observer)
-        return lambda: self._observers.remove(observer)
+        self._told_of.append(smallest)
+        self._told_from = min(self._told_of)
+
+        def end() -> None:
+            self._observers.remove(observer)
+            self._told_of.remove(smallest)
+            self._told_from = min(self._told_of, default=NOBODY)
+
+        return end
 
     def alloc(self, size: int, stream: int = 0) -> int:
         """The address of a block for `size` bytes; 0 for none at all. Raises CardFull."""
@@ -123,7 +136,7 @@ class Allocator(Reserve):
             if held >= settings.max_split:
                 statistics.oversize_allocations.add(1)
             address = block.address
-            if self._observers:
+            if held >= self._told_from:
                 self.tell(Action.ALLOC, address, size, stream)
             return address
         finally:
@@ -204,7 +217,7 @@ class Allocator(Reserve):
                 statistics.leave_split(tally, 1 - merged, block.size - absorbed)
             elif merged:
                 statistics.leave_split(tally, -merged, -absorbed)
-        if self._observers:
+        if size >= self._told_from:
             self.tell(Action.FREE, address, asked, pool.stream)
 
     def empty_cache(self) -> None:

@@ -40,6 +40,7 @@ class Tally:
     asked_peak: int
     asked_sum: int
     reserved: int
+    reserved_peak: int
     split: int
     split_peak: int
     split_sum: int
@@ -93,6 +94,8 @@ class Statistics:
         # torch has it in 64 bits with a sign, where "unlimited" is -1.
         self.max_split = max_split if max_split < 2**63 else max_split - 2**64
         self.before_reset: Callable[[], None] = lambda: None
+        self.before_forgetting: Callable[[], None] = lambda: None
+        """Called before the peaks go, whoever wants that."""
         """Called before a program forgets the peaks; set by whoever reads them as well."""
 
     def leave_split(self, pool: Tally, blocks: int, size: int) -> None:
@@ -122,6 +125,7 @@ class Statistics:
         self.forget_peaks()
 
     def forget_peaks(self) -> None:
+        self.before_forgetting()
         for tally in (self.all, self.small, self.large):
             tally.reset_peak()
         for stat in (self.oversize_allocations, self.oversize_segments):

@@ -25,21 +25,23 @@ class SimulatedRecording:
         self._places = Places()
         self._smallest = 0
         self._noticing = False
+        self._rising = False
+        """The level is at its peak: what is alive is noted before the first step down."""
         self._live: dict[int, tuple[int, int]] = {}
         """By address: the number of its place, and its bytes."""
         self._held: dict[int, list[int]] = {}
         """Bytes and blocks of each place, now."""
         self._at_peak: dict[int, tuple[int, int]] = {}
-        self._rising = True
         self._stop: Callable[[], None] | None = None
 
     def begin(self, smallest: int = 0) -> None:
         self._smallest = smallest
-        self._stop = self._allocator.observe(self._see)
+        self._stop = self._allocator.observe(self._see, smallest)
+        self._allocator.statistics.before_forgetting = self._notice
         self.resume()
 
     def pause(self) -> None:
-        self._settle()
+        self._notice()
         self._noticing = False
 
     def resume(self) -> None:
@@ -48,15 +50,16 @@ class SimulatedRecording:
 
     def end(self) -> None:
         if self._stop is not None:
+            self._notice()
+            self._allocator.statistics.before_forgetting = lambda: None
             self._stop()
             self._stop = None
 
     def read(self) -> Recorded:
-        self._settle()
-        found = dict(self._at_peak)
-        small, _ = found.pop(Places.SMALL, (0, 0))
-        held = tuple(Held(self._places[number], *amounts) for number, amounts in found.items() if amounts[1])
-        return Recorded(self.peaks["allocated"], held, small, self._smallest)
+        if self._stop is not None:
+            self._notice()
+        held = tuple(Held(self._places[number], *amounts) for number, amounts in self._at_peak.items() if amounts[1])
+        return Recorded(self.peaks["allocated"], held, None if self._smallest else 0, self._smallest)
 
     def watch(self, reached: Reached | None, level: int = NEVER) -> None:
         if reached is None:
@@ -68,8 +71,8 @@ class SimulatedRecording:
         block = self._simulation.block_of(tensor)
         if block is None or block[0] is not self._allocator:
             return None
-        number, _ = self._live.get(block[1], (Places.SMALL, 0))
-        return None if number == Places.SMALL else self._places[number]
+        known = self._live.get(block[1])
+        return None if known is None else self._places[known[0]]
 
     def _see(self, action: Action, address: int, size: int, stream: int) -> None:
         if action is Action.ALLOC:
@@ -81,33 +84,37 @@ class SimulatedRecording:
 
     def _allocated(self, address: int) -> None:
         size = self._allocator.size_of(address)
-        number = self._places.here() if size >= self._smallest else Places.SMALL
+        if size < self._smallest:
+            return
+        top = self._allocator.statistics.all.held_peak
+        if self._noticing and (self._rising or top > self.peaks["allocated"]):
+            self._rising = self._allocator.allocated == top
+            if not self._rising:
+                self._notice()
+        number = self._places.here()
         self._live[address] = number, size
         held = self._held.setdefault(number, [0, 0])
         held[0] += size
         held[1] += 1
-        if self._noticing:
-            self._notice()
 
     def _freed(self, address: int) -> None:
-        self._settle()
-        found = self._live.pop(address, None)
+        found = self._live.get(address)
         if found is not None:
+            self._notice()
+            del self._live[address]
             number, size = found
             held = self._held[number]
             held[0] -= size
             held[1] -= 1
 
     def _notice(self) -> None:
-        allocator, peaks = self._allocator, self.peaks
-        peaks["requested"] = max(peaks["requested"], allocator.requested)
-        peaks["reserved"] = max(peaks["reserved"], allocator.reserved)
-        if allocator.allocated > peaks["allocated"]:
-            peaks["allocated"] = allocator.allocated
-            self._rising = True
-
-    def _settle(self) -> None:
-        """Notes what is alive at a peak: not at every step on the way up, but before the first step down."""
-        if self._rising:
+        """Whatever rose since the last call; blocks that are too small to be told of may have done it."""
+        if not self._noticing:
+            return
+        tops, peaks = self._allocator.statistics.all, self.peaks
+        peaks["requested"] = max(peaks["requested"], tops.asked_peak)
+        peaks["reserved"] = max(peaks["reserved"], tops.reserved_peak)
+        if self._rising or tops.held_peak > peaks["allocated"]:
+            peaks["allocated"] = max(peaks["allocated"], tops.held_peak)
             self._at_peak = {number: (held, blocks) for number, (held, blocks) in self._held.items()}
             self._rising = False
