@@ -84,7 +84,7 @@ class Measured:
     @property
     def peak(self) -> int:
         """The highest level while the block ran, in absolute bytes; of several devices that of the fullest."""
-        return self._worst.possible_peak(self._of)
+        return self._worst.told_peak(self._of)
 
     @property
     def grown(self) -> int:

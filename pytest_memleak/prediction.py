@@ -54,6 +54,8 @@ class Prediction:
     """What torch said if it does not fit."""
     refused: int = 0
     """How many allocations were refused, whether or not the program caught that."""
+    margin: int = 0
+    """How much higher the peak may be: what some kernels take for themselves is not simulated."""
     doubt: str | None = None
     """Why the program may go another way on a real card; then none of the numbers can be relied on."""
     placeholders: int = 0
@@ -71,6 +73,8 @@ class Prediction:
         for name, (peak, end) in rows.items():
             lines.append(f"  {name + ' peak':<14} {format_size(peak):>10}, {format_size(end)} at the end")
         lines.append(f"  {'host peak':<14} {format_size(self.host_peak):>10} of CPU tensors")
+        if self.margin:
+            lines.append(f"  at most {format_size(self.margin)} more at the peak, by kernels' own memory")
         if self.refusal:
             lines.append(f"  {in_short(self.refusal)}")
         if self.placeholders:
@@ -105,6 +109,7 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
         recording = SimulatedRecording(simulation)
         window = shared.cpu_tensors().window()
         window.open()
+        simulation.margins.take(0)
         recording.begin()
         try:
             kept, refusal = _run(fn, given)
@@ -113,6 +118,10 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
             host = window.close()
         gc.collect()
         held = {"requested": allocator.requested, "allocated": allocator.allocated, "reserved": allocator.reserved}
+        margin = max(0, simulation.margins.take(0) - recording.peaks["allocated"])
+        doubt = simulation.unknowns.doubt()
+        if doubt is None and not refusal and margin > allocator.total - allocator.others - recording.peaks["reserved"]:
+            doubt = f"{format_size(margin)} more than fits may be wanted at the peak: {simulation.margins}"
         at_peak = groups_of(recording.read().held)
         del kept
         gc.collect()  # what it made must not outlive the card
@@ -125,7 +134,8 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
             at_peak=at_peak,
             refusal=refusal,
             refused=recording.refused,
-            doubt=simulation.unknowns.doubt(),
+            margin=margin,
+            doubt=doubt,
             placeholders=sum(simulation.unknowns.placeholders.values()),
             presumed=simulation.presumptions.remarks(),
         )

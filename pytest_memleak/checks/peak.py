@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from pytest_memleak.errors import BadInput, Inconclusive
-from pytest_memleak.meters.gauge import Levels, Reading
+from pytest_memleak.meters.gauge import PREDICTED, Levels, Reading
 from pytest_memleak.plan import Budget, HostPeakBudget, PeakBudget
 from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
 from pytest_memleak.wording import host_peak_message, peak_message, readable_above, size
@@ -82,8 +82,9 @@ def inconclusive(check: str, why: str) -> CheckResult:
 def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
     # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
     peak, highest = reading.certain_peak(kind), reading.possible_peak(kind)
-    verdict, why = _verdict(peak, highest, limit, [*doubts, *filter(None, [reading.blind])], reading.swayed)
-    shown = highest if verdict == "pass" else peak
+    doubtful = [*doubts, *filter(None, [reading.blind])]
+    verdict, why = _verdict(peak, highest, limit, doubtful, reading.swayed, reading.unseen_is)
+    shown = reading.told_peak(kind) if verdict == "pass" else peak
     return CheckResult(
         check=check,
         verdict=verdict,
@@ -110,7 +111,7 @@ def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, 
 
 
 def _verdict(
-    lowest: int, highest: int, limit: Limit | None, doubts: Sequence[str], swayed: bool = False
+    lowest: int, highest: int, limit: Limit | None, doubts: Sequence[str], swayed: bool = False, hidden: str = ""
 ) -> tuple[Verdict, str]:
     if limit is None:
         return "pass", "; ".join(doubts)
@@ -119,8 +120,7 @@ def _verdict(
     if doubts:
         return "inconclusive", "; ".join(doubts)
     if highest > limit.bytes:
-        hidden = size(highest - lowest)
-        return "inconclusive", f"{hidden} of memory not allocated by torch may or may not have been there at the peak"
+        return "inconclusive", f"{size(highest - lowest)} of {hidden} may or may not have been there at the peak"
     return "pass", ""
 
 
@@ -168,7 +168,9 @@ def _other_kinds(levels: Levels, kind: str) -> tuple[str, ...]:
 
 def _unseen(reading: Reading) -> tuple[str, ...]:
     unseen, lines = max(reading.unseen, reading.unseen_peak), []
-    if unseen:
+    if unseen and reading.how == PREDICTED:
+        lines.append(f"at most {size(unseen)} more at the peak: {reading.unseen_is}")
+    elif unseen:
         lines.append(
             f"{size(unseen)} are in tensors whose memory torch did not allocate (mapped files, numpy): counted in full"
         )

@@ -18,7 +18,7 @@ from pytest_memleak.meters.gauge import PREDICTED, Reading
 from pytest_memleak.meters.host import settles_by
 from pytest_memleak.plan import Budget, Cap, HostPeakBudget
 from pytest_memleak.records.record import CheckResult, Term
-from pytest_memleak.wording import plural
+from pytest_memleak.wording import plural, size
 
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
@@ -144,7 +144,15 @@ def _judge_cap(test: RunningTest) -> list[CheckResult]:
     if test.plan.cap_is_asked and (doubts := _doubts(test)):
         return [inconclusive("gpu_cap", f"{'; '.join(doubts)}: the cap did not bind it")]
     if test.info.enforcement.startswith("enforced"):
-        return []
+        return [
+            inconclusive(
+                "gpu_cap",
+                f"{size(reading.possible_peak('reserved') - cap.bytes)} over the cap may have been reserved on "
+                f"{reading.device}: {reading.unseen_is}",
+            )
+            for reading in _card_readings(test)
+            if reading.how == PREDICTED and reading.possible_peak("reserved") > cap.bytes >= reading.peak["reserved"]
+        ]
     # Nothing refused to go over it, so the reading has to.
     over = [reading for reading in _card_readings(test) if reading.peak["allocated"] > _room(cap, reading)]
     return [

@@ -20,6 +20,10 @@ PREDICTED = "predicted"
 """How the numbers of a simulated card are got."""
 
 
+_UNSEEN = "memory not allocated by torch"
+_SEGMENT = 20 * 1024**2
+
+
 class Gauge(Protocol):
     device: str
     """What the numbers belong to: ``cuda:0``, ``cpu``, ``host``."""
@@ -78,6 +82,8 @@ class Reading:
     """The most of them at a time: also of those that are gone, but for mapped files."""
     mapped_peak: int = 0
     """The most of those in mapped files at a time."""
+    unseen_is: str = _UNSEEN
+    """What that is, in words."""
     blind: str | None = None
 
     def base_of_peak(self, kind: str) -> int:
@@ -90,7 +96,14 @@ class Reading:
 
     def possible_peak(self, kind: str) -> int:
         """The highest level if everything that nobody saw being allocated was there at that time."""
-        return self.peak[kind] + max(self.unseen, self.unseen_peak, self.there_throughout)
+        hidden = max(self.unseen, self.unseen_peak, self.there_throughout)
+        if hidden and kind == "reserved" and self.how == PREDICTED:
+            hidden = 2 * hidden + _SEGMENT  # blocks that come and go leave segments that others do not fit into
+        return self.peak[kind] + hidden
+
+    def told_peak(self, kind: str) -> int:
+        """The one to be shown: the highest possible, but for predictions, whose margin is told beside them."""
+        return self.certain_peak(kind) if self.how == PREDICTED else self.possible_peak(kind)
 
     @property
     def swayed(self) -> bool:
@@ -214,6 +227,7 @@ class Window:
                 unseen_before=self._unseen_before,
                 unseen_peak=self._unseen_peak,
                 mapped_peak=self._mapped_peak,
+                unseen_is=getattr(gauge, "unseen_is", _UNSEEN),
                 blind=gauge.blindness(),
             )
 

@@ -38,10 +38,11 @@ class SimulatedCard:
     def begin(self) -> None:
         self._simulation.unknowns.reset()
         self._simulation.presumptions.reset()
+        self._simulation.margins.reset()
 
     def gauges(self) -> list[SharedGauge]:
-        simulation = self._simulation
-        return [simulated(simulation.allocator(index), simulation.unknowns) for index in range(len(simulation.cards))]
+        made = self._simulation
+        return [simulated(made.allocator(index), made.unknowns, made.margins) for index in range(len(made.cards))]
 
     def recordings(self) -> list[Recording]:
         return [SimulatedRecording(self._simulation, index) for index in range(len(self._simulation.cards))]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 
 from pytest_memleak.cards.allocator.allocator import Allocator
+from pytest_memleak.cards.simulated.margins import Margins
 from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.meters.accelerator import AcceleratorMemory
-from pytest_memleak.meters.gauge import PREDICTED, SharedGauge
+from pytest_memleak.meters.gauge import PREDICTED, Levels, SharedGauge
 
 
 class SimulatedMemory(AcceleratorMemory):
@@ -16,10 +17,12 @@ class SimulatedMemory(AcceleratorMemory):
     how = PREDICTED
 
     # Not the real one's: that asks torch for counters which are there only while the card is.
-    def __init__(self, allocator: Allocator, unknowns: Unknowns) -> None:
+    def __init__(self, allocator: Allocator, unknowns: Unknowns, margins: Margins) -> None:
         self.device = f"cuda:{allocator.device}"
         self._index = allocator.device
         self._unknowns = unknowns
+        self._margins = margins
+        self._last_peak = 0
         self._stats = lambda index: allocator.memory_stats_as_nested_dict()
         self._reset = lambda index: allocator.statistics.forget_peaks()
         self._started = lambda: True
@@ -32,13 +35,27 @@ class SimulatedMemory(AcceleratorMemory):
     def end(self) -> None:
         """As `begin`."""
 
+    def take_peaks(self) -> Levels:
+        peaks = super().take_peaks()
+        self._last_peak = peaks["allocated"]
+        return peaks
+
+    def unseen_peak(self) -> int:
+        """How much higher a card's peak may have been than that of the last `take_peaks`."""
+        return max(0, self._margins.take(self._index) - self._last_peak)
+
+    @property
+    def unseen_is(self) -> str:
+        """What that would be."""
+        return str(self._margins)
+
     def blindness(self) -> str | None:
         return self._unknowns.doubt()
 
 
 @functools.cache
-def simulated(allocator: Allocator, unknowns: Unknowns) -> SharedGauge:
-    memory = SimulatedMemory(allocator, unknowns)
+def simulated(allocator: Allocator, unknowns: Unknowns, margins: Margins) -> SharedGauge:
+    memory = SimulatedMemory(allocator, unknowns, margins)
     gauge = SharedGauge(memory)
     memory.fold = gauge.fold
     return gauge

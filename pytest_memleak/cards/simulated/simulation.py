@@ -19,10 +19,11 @@ from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
 from pytest_memleak.cards.simulated import faces, features, library, readings, storages
 from pytest_memleak.cards.simulated.choices import Choices
+from pytest_memleak.cards.simulated.margins import Margins
 from pytest_memleak.cards.simulated.paged import paged_states
 from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
-from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
+from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Asked, Unknowns
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events.recording import Alarm
 from pytest_memleak.plan import Cap
@@ -48,7 +49,8 @@ class Simulation:
         self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
         self.unknowns = Unknowns()
         self.presumptions = Presumptions()
-        self._answer = library.Answer(self.unknowns.answer)
+        self.margins = Margins(lambda index: self._allocators[index])
+        self._answer = library.Answer(self._asked)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
         self._holds_values = all(spaces)
         self._native.memleak_card_values(self._answer, PLACEHOLDER, self._holds_values)
@@ -108,7 +110,7 @@ class Simulation:
         self.off()
         self._native.memleak_card_set_aside()
         try:
-            with self.unknowns.set_aside(), self.presumptions.set_aside():
+            with self.unknowns.set_aside(), self.presumptions.set_aside(), self.margins.set_aside():
                 allocators = _allocators(cards)
                 self._become(cards, allocators, self._places_for(allocators), _generators(cards), {})
                 self.set_current(0)
@@ -269,6 +271,12 @@ class Simulation:
         )
 
     # --- what torch asks for
+
+    def _asked(self, asked: int, what: bytes) -> None:
+        if asked == Asked.MARGIN:
+            self.margins.tell(what)
+        else:
+            self.unknowns.answer(asked, what)
 
     def _taking(self, size: int, device: int, stream: int) -> int:
         allocator, alarm = self._allocators[device], self.alarms.get(device)

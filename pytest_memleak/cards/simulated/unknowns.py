@@ -31,6 +31,7 @@ class Asked(IntEnum):
     DECISION = 1
     OPERATION = 2
     ELSEWHERE = 3
+    MARGIN = 4
 
 
 class _Reading(threading.local):

@@ -4,6 +4,7 @@
 #include "attention.cpp"
 #include "reduction.cpp"
 #include "scratch.cpp"
+#include "margins.cpp"
 #include "device.cpp"
 #include "values.cpp"
 #include "operation.cpp"

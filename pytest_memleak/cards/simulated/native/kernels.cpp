@@ -122,6 +122,9 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
     if (operation.scratch.after) {
       operation.scratch.after({op.schema(), arguments, results});
     }
+    if (operation.margin.share != 0 || operation.margin.bytes != 0) {
+      tell_margin(operation.margin, operation.name, {op.schema(), arguments, results}, call.device());
+    }
   }
   torch::jit::drop(*stack, count);
   for (c10::IValue& one : results) {

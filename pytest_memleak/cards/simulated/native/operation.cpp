@@ -105,6 +105,7 @@ Operation read_schema(const c10::OperatorHandle& op) {
     found.left_alone = 1;
   }
   found.scratch = scratch_of(found.name);
+  found.margin = margin_of(found.name);
   found.by_hand = attention_by_hand(found.name);
   return found;
 }

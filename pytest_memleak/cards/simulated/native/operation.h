@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "margins.h"
 #include "scratch.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -40,6 +41,7 @@ struct Operation {
   size_t left_alone = SIZE_MAX;  // an argument that is written to for numbers alone that are not finite
   size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
   Scratch scratch;
+  Margin margin;
   ByHand by_hand = nullptr;
 };
 

@@ -166,6 +166,10 @@ void cudnn_attention_backward(const Running& running) {
   const at::Tensor& query = running.tensor(1);
   const int64_t rows = query.numel() / query.size(-1);
   const int64_t copies = running.tensor(2).size(1) == query.size(1) ? 1 : 2;
+  // The kernel wants the gradient to lie as the output does.
+  const at::Tensor& gradient = running.tensor(0);
+  const bool alike = gradient.strides() == running.argument("out").toTensor().strides();
+  const c10::DataPtr in_order = take(alike ? 0 : bytes_of(gradient));
   const c10::DataPtr workspace = take(copies * kFloatBytes * query.numel() + kFloatBytes * rows + 256);
 }
 

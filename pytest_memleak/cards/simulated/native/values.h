@@ -16,7 +16,7 @@ namespace memleak {
 // Of all tensors of an operation together; beyond, its values are not computed.
 constexpr int64_t kMostElements = int64_t{1} << 18;
 
-enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2, kElsewhere = 3 };
+enum class Asked : int { kNumber = 0, kDecision = 1, kOperation = 2, kElsewhere = 3, kMargin = 4 };
 
 // Tells Python that a value is asked for that nobody knows.
 void ask(Asked asked, const std::string& what);
