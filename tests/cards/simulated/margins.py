@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,8 @@ def test_it_says_which_operations(simulation: Simulation) -> None:
 # One copy of the gradient, which is one number for all, as it lies there.
 @pytest.mark.parametrize(("width", "taken"), [(72, 11_586_560), (64, 10_553_856)])
 def test_attention_copies_a_gradient_that_lies_in_another_way(width: int, taken: int, simulation: Simulation) -> None:
+    simulation.release_workspaces()
+    gc.collect()
     torch.cuda.empty_cache()  # blocks of earlier tests would be used as they are, remainders included
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
