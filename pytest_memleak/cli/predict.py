@@ -170,6 +170,7 @@ def _data(
         "allocated": full.allocated,
         "reserved": full.reserved,
         "host_peak": full.host_peak,
+        "margin": full.margin,
         "peak_in": needs.stage,
         "presumed": list(full.presumed),
         "at_peak": [dataclasses.asdict(one) for one in full.at_peak],
