@@ -6,21 +6,19 @@ While something is recorded only code and instruction are noted; they become wor
 from __future__ import annotations
 
 import os
-import re
 import sys
 import sysconfig
 import threading
 from types import CodeType, FrameType
 from typing import NamedTuple
 
-from pytest_memleak.upstream.where import as_typed_here
+from pytest_memleak.upstream.where import PACKAGES, as_typed_here
 
 BACKWARD = "a backward pass"
 
 # Whose lines say nothing of why memory is wanted: they do what somebody else's line asked for.
 _TOOLS = {"torch", "pytest_memleak", "pytest", "_pytest", "pluggy"}
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
-_PACKAGES = re.compile(r".*[/\\](?:site|dist)-packages[/\\]")
 # The one program that is predicted and not a user's: its functions are named after what they do.
 _OWN_PROGRAM = "pytest_memleak.cli.program"
 
@@ -110,9 +108,7 @@ def kind_of_file(file: str) -> tuple[int, str]:
     """Whose it is, and how it is shown."""
     if file.startswith(("<", _STANDARD)) and "-packages" not in file:
         return _HIDDEN, ""
-    if found := _PACKAGES.match(file):
-        return _LIBRARY, file[found.end() :]
-    return _USER, as_typed_here(file)
+    return _LIBRARY if PACKAGES.match(file) else _USER, as_typed_here(file)
 
 
 def _line_of(code: CodeType, instruction: int) -> int:

@@ -30,8 +30,8 @@ _NOBODY_LOOKED = (
 )
 _EACH, _ALL = 2.0, 6.0
 """Seconds that one look may take, and all of a test's."""
-_STEP = 1.02
-"""How much more must be held for another look."""
+_STEP, _RISE = 1.02, 4.0
+"""How much more must be held for another look; and how much more the looks that there is time for must last for."""
 _UNKNOWN_LIMIT = 1.5
 """How much more must be held until a limit that has no value yet is asked for again."""
 _LEAST = 1 << 20
@@ -59,6 +59,7 @@ class Explaining:
         self._moments: dict[str, Moment] = {}
         self._failures: dict[str, str] = {}
         self._spent = 0.0
+        self.step = _STEP
         self._known = test.item.stash.get(KNOWN_PEAKS, {})
 
     def begin(self) -> None:
@@ -79,7 +80,10 @@ class Explaining:
             self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"
-        self._spent += time.monotonic() - began
+        took = time.monotonic() - began
+        self._spent += took
+        left = (_ALL - self._spent) / max(took, 1e-3)
+        self.step = max(_STEP, _RISE ** (1 / max(left, 1)))
         return True
 
     def limit_of(self, device: str) -> int | None:
@@ -119,7 +123,7 @@ class Explaining:
         groups = groups_of(recorded.held, moment.examples if moment else None)
         lines: list[str] = []
         if groups:
-            share = 100 * sum(group.bytes for group in groups) // max(1, recorded.level)
+            share = round(100 * sum(group.bytes for group in groups) / max(1, recorded.level))
             lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
             lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
         if moment is not None:
@@ -149,4 +153,4 @@ class _Watch:
             return limit + 1
         if not self._explaining.look(self._recording, level, asked, refused):
             return NEVER
-        return max(int(level * _STEP), level + 1)
+        return max(int(level * self._explaining.step), level + 1)

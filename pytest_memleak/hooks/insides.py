@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -21,19 +22,27 @@ def let_go_of_what_pytest_keeps(item: Any) -> None:
     for name in list(arguments):
         if name in definitions and definitions[name][-1].scope == "function":
             del arguments[name]
-    for records in item.stash.get(caplog_records_key, {}).values():
-        for record in records:
-            _only_words(record)
+    # Copies: the program's own handlers may keep a record, and what that holds is a leak.
+    for records in (*item.stash.get(caplog_records_key, {}).values(), _reported(item.config)):
+        records[:] = map(_only_words, records)
 
 
-def _only_words(record: logging.LogRecord) -> None:
+def _reported(config: pytest.Config) -> list[logging.LogRecord]:
+    """What pytest has for the sections of its report."""
+    handler = getattr(config.pluginmanager.get_plugin("logging-plugin"), "report_handler", None)
+    return getattr(handler, "records", [])
+
+
+def _only_words(record: logging.LogRecord) -> logging.LogRecord:
     """The record as text: its arguments, its traceback's frames and its extras may all hold tensors."""
-    record.msg, record.args = record.getMessage(), None
+    words = copy.copy(record)
+    words.msg, words.args = record.getMessage(), None
     if record.exc_info:
-        record.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
-        record.exc_info = None
-    for name in vars(record).keys() - _STANDARD:
-        setattr(record, name, repr(vars(record)[name]))
+        words.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        words.exc_info = None
+    for name in vars(words).keys() - _STANDARD:
+        setattr(words, name, repr(vars(words)[name]))
+    return words
 
 
 def tear_down(item: Any) -> None:

@@ -45,11 +45,11 @@ def lines_of(found: Sequence[AtPeak]) -> list[str]:
 
 
 def rest_of(recorded: Recorded) -> list[str]:
-    """What no line is known of."""
+    """What no line is known of, if it counts."""
     rest = []
-    if recorded.before:
+    if 100 * recorded.before >= recorded.level:
         rest.append(f"{format_size(recorded.before):>10} held before the test")
-    if recorded.small:
+    if 100 * recorded.small >= recorded.level:
         rest.append(f"{format_size(recorded.small):>10} in blocks of less than {format_size(recorded.smallest)}")
     return rest
 

@@ -32,8 +32,9 @@ class Moment:
     def lines(self) -> list[str]:
         by = f" (from {self.place.by})" if self.place.by else ""
         asked = f"{format_size(self.asked)}{', which were refused' if self.refused else ''}"
+        then = "who held it then:" if self.holders else "no tensor was there yet"
         return [
-            f"with {format_size(self.level)} allocated, {self.place.line}{by} had asked for {asked}; who held it then:",
+            f"with {format_size(self.level)} allocated, {self.place.line}{by} had asked for {asked}; {then}",
             *(f"  {line}" for line in self.holders),
         ]
 
