@@ -76,7 +76,7 @@ class Explaining:
             return False
         began = time.monotonic()
         try:
-            roots = named_holders(self._test.item)
+            roots = named_holders(self._test.item, self._test.wider)
             self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -45,6 +48,11 @@ def _only_words(record: logging.LogRecord) -> logging.LogRecord:
     return words
 
 
+def let_go_of_failures(item: Any) -> None:
+    """pytest-rerunfailures keeps what a test raised, with its frames, also where nothing is to be run again."""
+    getattr(item, "_rerun_condition_excinfos", {}).clear()
+
+
 def tear_down(item: Any) -> None:
     """Tears down a test and its function fixtures, and nothing wider."""
     # A tmp_path asks how the phases went, and forgets it when it is torn down.
@@ -67,13 +75,17 @@ def set_up_afresh(item: Any) -> None:
     item.session._setupstate.setup(item)
 
 
-def named_holders(item: Any) -> dict[str, object]:
-    """Who could hold a leak and has a name that only pytest knows."""
+def named_holders(item: Any, wider: Iterable[pytest.FixtureDef[Any]]) -> dict[str, object]:
+    """Who could hold a leak and has a name that only pytest knows. `wider`: fixtures that are there, for any test."""
     named: dict[str, object] = {}
     if (instance := getattr(item, "_instance", None)) is not None:
         named[f"self of {type(instance).__name__}"] = instance
     for name, value in (getattr(item, "funcargs", None) or {}).items():
         named[f"fixture {name!r}"] = value
+    for definition in wider:
+        value = (definition.cached_result or (None,))[0]
+        if gc.is_tracked(value) and not isinstance(value, (type, ModuleType)):
+            named.setdefault(f"fixture {definition.argname!r}", value)
     return named
 
 

@@ -13,7 +13,7 @@ from pytest_memleak.ledger.looking import frame_locals, generator_part, is_a, mo
 from pytest_memleak.upstream.where import as_typed_here
 
 PLAIN, FRAME, SUSPENDED, INTERNAL = range(4)
-TOOLS = ("pytest_memleak", "_pytest", "pluggy", "pytest", "xdist", "execnet")
+TOOLS = ("pytest_memleak", "_pytest", "pluggy", "pytest", "xdist", "execnet", "__channelexec__")  # xdist's workers
 
 
 @dataclass(frozen=True)
