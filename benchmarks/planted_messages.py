@@ -2,8 +2,8 @@
 
     python benchmarks/planted_messages.py
 
-On the CPU, with more time for the searches than a run has, so that a busy machine prints the same. What has to be in the
-messages is tested (tests/hooks/test_planted.py), and that they are still printed as well (tests/docs).
+On the CPU, with more time for the searches than a run has, so that a busy machine prints the same. What has to be in
+the messages is tested (tests/hooks/test_planted.py), and that they are still printed as well (tests/docs).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ pytest_memleak.hooks.owners._SECONDS = 600.0
 """
 HEAD = """# Planted bugs, and what is said of them
 
-Written by `python benchmarks/planted_messages.py`: each message as pytest prints it, without the line "what to do". How to
-read them: [explaining.md](explaining.md). The bugs are planted two calls deep, and a library holds or allocates the memory:
-[`training.py`](../fixtures/planted/training.py) leaks, [`inference.py`](../fixtures/planted/inference.py) takes too much.
-Printed on the CPU as card with the versions of [`ci/constraints.txt`](../ci/constraints.txt): other versions have other lines.
+Written by `python benchmarks/planted_messages.py`: each message as pytest prints it, without the line "what to do". How
+to read them: [explaining.md](explaining.md). The bugs are planted two calls deep, and a library holds or allocates the
+memory: [`training.py`](../fixtures/planted/training.py) leaks, [`inference.py`](../fixtures/planted/inference.py) takes
+too much. Printed on the CPU as card with the versions of [`ci/constraints.txt`](../ci/constraints.txt): other versions
+have other lines.
 """
 LEAKS = {
     "test_module_attribute": "an attribute of a module that a global keeps: transformers' cache",
