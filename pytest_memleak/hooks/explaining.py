@@ -30,8 +30,8 @@ _NOBODY_LOOKED = (
 )
 _EACH, _ALL = 2.0, 6.0
 """Seconds that one look may take, and all of a test's."""
-_STEP, _RISE = 1.02, 4.0
-"""How much more must be held for another look; and how much more the looks that there is time for must last for."""
+_STEP = 1.02
+"""How much more must be held for another look; the more of the time is spent, the more: the last look is to be high."""
 _UNKNOWN_LIMIT = 1.5
 """How much more must be held until a limit that has no value yet is asked for again."""
 _LEAST = 1 << 20
@@ -80,10 +80,8 @@ class Explaining:
             self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"
-        took = time.monotonic() - began
-        self._spent += took
-        left = (_ALL - self._spent) / max(took, 1e-3)
-        self.step = max(_STEP, _RISE ** (1 / max(left, 1)))
+        self._spent += time.monotonic() - began
+        self.step = _STEP + (self._spent / _ALL) ** 2
         return True
 
     def limit_of(self, device: str) -> int | None:
