@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from _pytest.logging import caplog_handler_key, caplog_records_key
+from _pytest.logging import LogCaptureHandler, caplog_handler_key, caplog_records_key
 from _pytest.tmpdir import tmppath_result_key
 
 from pytest_memleak.errors import Unavailable
@@ -26,14 +26,9 @@ def let_go_of_what_pytest_keeps(item: Any) -> None:
         if name in definitions and definitions[name][-1].scope == "function":
             del arguments[name]
     # Copies: the program's own handlers may keep a record, and what that holds is a leak.
-    for records in (*item.stash.get(caplog_records_key, {}).values(), _reported(item.config)):
+    capturing = [one.records for one in logging.getLogger().handlers if isinstance(one, LogCaptureHandler)]
+    for records in (*item.stash.get(caplog_records_key, {}).values(), *capturing):
         records[:] = map(_only_words, records)
-
-
-def _reported(config: pytest.Config) -> list[logging.LogRecord]:
-    """What pytest has for the sections of its report."""
-    handler = getattr(config.pluginmanager.get_plugin("logging-plugin"), "report_handler", None)
-    return getattr(handler, "records", [])
 
 
 def _only_words(record: logging.LogRecord) -> logging.LogRecord:
