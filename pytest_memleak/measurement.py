@@ -130,9 +130,9 @@ class Measurement:
         return sum(reading.refusals for readings in counted for reading in readings)
 
     def _settle(self) -> None:
-        if self._leaks:
-            # pytest drops it as well, but after the window has opened: it would look like memory that a test gave back.
-            garbage.drop_last_exception()
+        # pytest drops it as well, but after the window has opened: it would look like memory that a test gave back, and
+        # what the frames of a failed test held would count in the peak of the next.
+        garbage.drop_last_exception()
         garbage.settle()
         if self._leaks or self.plan.peak is not None:
             # They would make a test's numbers depend on which tests ran before it.

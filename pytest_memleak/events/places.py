@@ -6,7 +6,6 @@ While something is recorded only code and instruction are noted; they become wor
 from __future__ import annotations
 
 import os
-import re
 import sys
 import sysconfig
 import threading
@@ -14,14 +13,13 @@ from collections.abc import Iterable, Mapping
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-from pytest_memleak.upstream.where import as_typed_here
+from pytest_memleak.upstream.where import PACKAGES, as_typed_here
 
 BACKWARD = "a backward pass"
 
 # Whose lines say nothing of why memory is wanted: they do what somebody else's line asked for.
 _TOOLS = {"torch", "pytest_memleak", "pytest", "_pytest", "pluggy"}
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
-_PACKAGES = re.compile(r".*[/\\](?:site|dist)-packages[/\\]")
 # The one program that is predicted and not a user's: its functions are named after what they do.
 _OWN_PROGRAM = "pytest_memleak.cli.program"
 
@@ -111,11 +109,11 @@ def _kind(frame: FrameType) -> tuple[int, str]:
 
 def _kind_of_file(file: str) -> tuple[int, str]:
     """Whose it is, and how it is shown."""
-    if file.startswith(("<", _OWN)) or (file.startswith(_STANDARD) and not _PACKAGES.match(file)):
+    if file.startswith(("<", _OWN)) or (file.startswith(_STANDARD) and not PACKAGES.match(file)):
         return _HIDDEN, ""
-    if found := _PACKAGES.match(file):
-        shown = file[found.end() :]
-        return (_HIDDEN, "") if re.split(r"[/\\]", shown)[0] in _TOOLS else (_LIBRARY, shown)
+    if PACKAGES.match(file):
+        shown = as_typed_here(file)
+        return (_HIDDEN, "") if shown.replace("\\", "/").partition("/")[0] in _TOOLS else (_LIBRARY, shown)
     return _USER, as_typed_here(file)
 
 

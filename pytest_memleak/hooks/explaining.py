@@ -35,7 +35,7 @@ _NOT_RECORDED = (
 _EACH, _ALL = 2.0, 6.0
 """Seconds that one look may take, and all of a test's."""
 _STEP = 1.02
-"""How much more must be held for another look."""
+"""How much more must be held for another look; the more of the time is spent, the more: the last look is to be high."""
 _UNKNOWN_LIMIT = 1.5
 """How much more must be held until a limit that has no value yet is asked for again."""
 _LEAST = 1 << 20
@@ -69,6 +69,7 @@ class Explaining:
         self._failures: dict[str, str] = {}
         self._spent = 0.0
         self._reason = None if self._recordings or when == NEVER_EXPLAIN else _cannot_record(test.card)
+        self.step = _STEP
         self._known = test.item.stash.get(KNOWN_PEAKS, {})
 
     def begin(self) -> None:
@@ -85,11 +86,12 @@ class Explaining:
             return False
         began = time.monotonic()
         try:
-            roots = named_holders(self._test.item)
+            roots = named_holders(self._test.item, self._test.wider)
             self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"
         self._spent += time.monotonic() - began
+        self.step = _STEP + (self._spent / _ALL) ** 2
         return True
 
     def limit_of(self, device: str) -> int | None:
@@ -129,7 +131,7 @@ class Explaining:
         groups = groups_of(recorded.held, moment.examples if moment else None)
         lines: list[str] = []
         if groups:
-            share = 100 * sum(group.bytes for group in groups) // max(1, recorded.level)
+            share = round(100 * sum(group.bytes for group in groups) / max(1, recorded.level))
             lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
             lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
         elif not recorded.small:
@@ -161,4 +163,4 @@ class _Watch:
             return limit + 1
         if not self._explaining.look(self._recording, level, asked, refused):
             return NEVER
-        return max(int(level * _STEP), level + 1)
+        return max(int(level * self._explaining.step), level + 1)

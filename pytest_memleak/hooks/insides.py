@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import logging
+from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import pytest
-from _pytest.logging import caplog_handler_key, caplog_records_key
+from _pytest.logging import LogCaptureHandler, caplog_handler_key, caplog_records_key
 from _pytest.tmpdir import tmppath_result_key
 
 from pytest_memleak.errors import Unavailable
@@ -21,19 +25,27 @@ def let_go_of_what_pytest_keeps(item: Any) -> None:
     for name in list(arguments):
         if name in definitions and definitions[name][-1].scope == "function":
             del arguments[name]
-    for records in item.stash.get(caplog_records_key, {}).values():
-        for record in records:
-            _only_words(record)
+    # Copies: the program's own handlers may keep a record, and what that holds is a leak.
+    capturing = [one.records for one in logging.getLogger().handlers if isinstance(one, LogCaptureHandler)]
+    for records in (*item.stash.get(caplog_records_key, {}).values(), *capturing):
+        records[:] = map(_only_words, records)
 
 
-def _only_words(record: logging.LogRecord) -> None:
+def _only_words(record: logging.LogRecord) -> logging.LogRecord:
     """The record as text: its arguments, its traceback's frames and its extras may all hold tensors."""
-    record.msg, record.args = record.getMessage(), None
+    words = copy.copy(record)
+    words.msg, words.args = record.getMessage(), None
     if record.exc_info:
-        record.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
-        record.exc_info = None
-    for name in vars(record).keys() - _STANDARD:
-        setattr(record, name, repr(vars(record)[name]))
+        words.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        words.exc_info = None
+    for name in vars(words).keys() - _STANDARD:
+        setattr(words, name, repr(vars(words)[name]))
+    return words
+
+
+def let_go_of_failures(item: Any) -> None:
+    """pytest-rerunfailures keeps what a test raised, with its frames, also where nothing is to be run again."""
+    getattr(item, "_rerun_condition_excinfos", {}).clear()
 
 
 def tear_down(item: Any) -> None:
@@ -58,13 +70,17 @@ def set_up_afresh(item: Any) -> None:
     item.session._setupstate.setup(item)
 
 
-def named_holders(item: Any) -> dict[str, object]:
-    """Who could hold a leak and has a name that only pytest knows."""
+def named_holders(item: Any, wider: Iterable[pytest.FixtureDef[Any]]) -> dict[str, object]:
+    """Who could hold a leak and has a name that only pytest knows. `wider`: fixtures that are there, for any test."""
     named: dict[str, object] = {}
     if (instance := getattr(item, "_instance", None)) is not None:
         named[f"self of {type(instance).__name__}"] = instance
     for name, value in (getattr(item, "funcargs", None) or {}).items():
         named[f"fixture {name!r}"] = value
+    for definition in wider:
+        value = (definition.cached_result or (None,))[0]
+        if gc.is_tracked(value) and not isinstance(value, (type, ModuleType)):
+            named.setdefault(f"fixture {definition.argname!r}", value)
     return named
 
 

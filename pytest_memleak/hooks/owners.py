@@ -28,7 +28,7 @@ def owners_of(test: RunningTest) -> Owners:
         # Frozen objects are invisible to the search for referrers.
         garbage.thaw()
         try:
-            return explain(found, grown, roots=named_holders(test.item), ignore=(found,), budget=_SECONDS)
+            return explain(found, grown, roots=named_holders(test.item, test.wider), ignore=(found,), budget=_SECONDS)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             return (f"who holds it could not be explained: {error!r}",)
         finally:

@@ -13,6 +13,7 @@ from _pytest.runner import runtestprotocol
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.hooks.attributes import RECORD
+from pytest_memleak.hooks.insides import let_go_of_failures
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import ALWAYS, AUTO, RERUN, Settings
@@ -41,6 +42,7 @@ def explain(item: pytest.Item, nextitem: pytest.Item | None, reports: Sequence[p
         "cpu" if result.device == "host" else result.device: int(_NEARLY * (result.measured or 0)) for result in broken
     }
     properties = list(item.user_properties)
+    let_go_of_failures(item)  # or the first run would be in the peak of the second
     try:
         second = _record(runtestprotocol(item, nextitem=nextitem, log=False))
     finally:
@@ -59,8 +61,11 @@ def _explained(result: CheckResult, second: Sequence[CheckResult]) -> CheckResul
     if not _is_broken(result):
         return result
     same = next((one for one in second if (one.check, one.device) == (result.check, result.device)), None)
-    if same is None or not same.explanation or same.verdict != "fail":
-        reached = f", and came to {format_size(same.measured)}" if same and same.measured is not None else ""
+    if same is None or same.verdict not in ("pass", "fail"):
+        note = "ran once more to be explained, and ended before its promise could be judged"
+        return replace(result, explanation=(*result.explanation, note))
+    if not same.explanation or same.verdict != "fail":
+        reached = f", and came to {format_size(same.measured)}" if same.measured is not None else ""
         note = f"ran once more to be explained{reached}: its promise did not break again"
         return replace(result, explanation=(*result.explanation, note))
     note = f"as of a second run, which came to {format_size(same.measured or 0)}; what it does was done twice"

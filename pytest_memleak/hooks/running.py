@@ -44,6 +44,8 @@ class RunningTest:
         self.item = item
         self.plan = plan
         self.card = card
+        self.wider = watched_by.keys()
+        """Fixtures of wider scopes that are there, whichever test asked for them."""
         self.measurement = Measurement(plan, card, *recordings_for(plan, card, explain))
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)

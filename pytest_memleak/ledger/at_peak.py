@@ -45,12 +45,12 @@ def lines_of(found: Sequence[AtPeak]) -> list[str]:
 
 
 def rest_of(recorded: Recorded) -> list[str]:
-    """What no line is known of."""
+    """What no line is known of, if it counts."""
     rest = []
-    if recorded.before:
+    if 100 * recorded.before >= recorded.level:
         small = "" if recorded.small is not None else f", or in blocks of less than {format_size(recorded.smallest)}"
         rest.append(f"{format_size(recorded.before):>10} held before the test{small}")
-    if recorded.small:
+    if recorded.small and 100 * recorded.small >= recorded.level:
         rest.append(f"{format_size(recorded.small):>10} in blocks of less than {format_size(recorded.smallest)}")
     return rest
 

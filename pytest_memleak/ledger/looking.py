@@ -121,7 +121,7 @@ def hidden_parts(thing: object) -> Iterator[object]:
         yield frame
     elif is_a(thing, BaseException):
         yield _args(thing)
-        yield from _tracebacks(thing)
+        yield from tracebacks(thing)
     elif is_a(thing, type, LruCache):
         yield from (part for part in gc.get_referents(thing) if type(part) is dict)
     elif is_a(thing, threading.local):
@@ -155,7 +155,7 @@ def edges(thing: object) -> Iterator[Edge]:
         yield from _closure(thing)  # type: ignore[arg-type]
     elif is_a(thing, BaseException):
         yield from ((f".args{label}", part) for label, part in _items(_args(thing)))
-        yield from (("", step.tb_frame) for step in _tracebacks(thing))
+        yield from (("", step.tb_frame) for step in tracebacks(thing))
         for name in ("__cause__", "__context__"):
             yield f".{name}", BaseException.__dict__[name].__get__(thing)
     elif kind is types.TracebackType:
@@ -239,7 +239,8 @@ def _closure(function: types.FunctionType) -> Iterator[Edge]:
     yield ".__kwdefaults__", function.__kwdefaults__
 
 
-def _tracebacks(error: object) -> Iterator[types.TracebackType]:
+def tracebacks(error: object) -> Iterator[types.TracebackType]:
+    """An exception's, from the outermost call inwards."""
     step = BaseException.__dict__["__traceback__"].__get__(error)
     for _ in range(sys.getrecursionlimit()):
         if step is None:

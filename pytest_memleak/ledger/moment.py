@@ -35,8 +35,9 @@ class Moment:
         by = f" (from {self.place.by})" if self.place.by else ""
         asked = f" had asked for {format_size(self.asked)}" if self.asked else " was running"
         refused = ", which were refused" if self.refused else ""
+        then = "who held it then:" if self.holders else "no tensor was there yet"
         return [
-            f"with {format_size(self.level)} allocated, {self.place.line}{by}{asked}{refused}; who held it then:",
+            f"with {format_size(self.level)} allocated, {self.place.line}{by}{asked}{refused}; {then}",
             *(f"  {line}" for line in self.holders),
         ]
 

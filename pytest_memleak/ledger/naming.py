@@ -19,6 +19,7 @@ from pytest_memleak.ledger.looking import (
     module_of,
     namespace_name,
     own_dict,
+    tracebacks,
     type_name,
 )
 from pytest_memleak.ledger.standing import TOOLS, Root
@@ -152,7 +153,7 @@ def _step(words: _Words, before: object, holder: object, held: object) -> _Words
     kept = "" if words.anonymous else words.place()
     suspended = generator_part(holder, "frame")
     if type(holder) is types.FrameType:
-        tail = f" of frame {_where(holder)}"
+        tail = f" of frame {_where(holder, _failed_at(before, holder))}"
         if type(before) is types.TracebackType or is_a(before, BaseException):
             error = f" of {type_name(type(before))}" if is_a(before, BaseException) else ""
             tail += f", kept by the traceback{error}"
@@ -184,7 +185,13 @@ def _function_name(function: object) -> str:
     return f"{module}.{function.__qualname__}" if type(module) is str else function.__qualname__
 
 
-def _where(frame: types.FrameType) -> str:
+def _where(frame: types.FrameType, line: int | None = None) -> str:
     """``load (file.py:33)``, with the path as one would type it here."""
     code = frame.f_code
-    return f"{code.co_name} ({as_typed_here(code.co_filename)}:{frame.f_lineno or code.co_firstlineno})"
+    return f"{code.co_name} ({as_typed_here(code.co_filename)}:{line or frame.f_lineno or code.co_firstlineno})"
+
+
+def _failed_at(holder: object, frame: types.FrameType) -> int | None:
+    """The line of a frame that its traceback tells: the frame itself may have gone on since."""
+    steps = tracebacks(holder) if is_a(holder, BaseException) else [holder]
+    return next((s.tb_lineno for s in steps if type(s) is types.TracebackType and s.tb_frame is frame), None)

@@ -26,6 +26,8 @@ from pytest_memleak.wording import plural, size
 _UNKNOWN = "held from C++ or unknown"
 _UNKNOWN_YET = "held by an expression that runs, from C++, or unknown"
 _UNTRACED = "not traced: "
+_FEW = 100
+"""At a peak, who holds less than such a part of it is not named: many tensors are alive that nobody asks about."""
 _ROUNDING = 512  # bytes up to which a device's allocator rounds each block
 
 
@@ -53,7 +55,7 @@ def explain(
     try:
         search = Search({} if roots is None else roots, ignore, budget)
         search.ignore(tensors)
-        explanation = _Explanation(tensors, total, search, budget, _UNKNOWN_YET if running else _UNKNOWN)
+        explanation = _Explanation(tensors, total, search, budget, running)
         return explanation.lines(limit)
     except Exception as error:  # noqa: BLE001 - the verdict is reached without an explanation, and must be told
         return (_failure(error),)
@@ -94,10 +96,11 @@ class _Owner:
 
 class _Explanation:
     def __init__(
-        self, tensors: Sequence[torch.Tensor], total: int, search: Search, budget: float, unknown: str
+        self, tensors: Sequence[torch.Tensor], total: int, search: Search, budget: float, running: bool
     ) -> None:
         self._total = total
-        self._unknown = unknown
+        self._unknown = _UNKNOWN_YET if running else _UNKNOWN
+        self._least = total // _FEW if running else 0
         self._out_of_time = f"{_UNTRACED}the search ended after {budget:g} s"
         self._deadline = time.monotonic() + budget
         self._search = search
@@ -144,11 +147,12 @@ class _Explanation:
         untraced = [owner.line(text) for text, owner in self._owners.items() if text.startswith(_UNTRACED)]
         traced = [item for item in self._owners.items() if not item[0].startswith(_UNTRACED)]
         owners = sorted(traced, key=lambda item: -item[1].nbytes)
-        lines = [owner.line(text) for text, owner in owners[:limit]]
-        left = [storage for _, owner in owners[limit:] for storage in owner.storages]
+        shown = [item for item in owners[:limit] if item[1].nbytes >= self._least]
+        lines = [owner.line(text) for text, owner in shown]
+        left = [storage for _, owner in owners[len(shown) :] for storage in owner.storages]
         if left:
             nbytes = sum(nbytes for nbytes, _ in left)
-            lines.append(f"{size(nbytes)} in {_tensors(len(left))}: {plural(len(owners) - limit, 'other owner')}")
+            lines.append(f"{size(nbytes)} in {_tensors(len(left))}: {plural(len(owners) - len(shown), 'other owner')}")
         return (*lines, *untraced, *([rest] if rest else []), *self._failures)
 
     def _attempt(self, key: int) -> None:
@@ -280,7 +284,7 @@ class _Explanation:
             known.storages += owner.storages
             if found > missing + self._slack:
                 known.note = f" (older memory too: at most {size(missing)} of what C++ holds is new)"
-        if missing - found <= self._slack:
+        if missing - found <= max(self._slack, self._least):
             return ""
         cut = "" if links.complete and not self._search.over else "; not all autograd graphs were read in time"
         return f"{size(missing - found)} of {size(self._total)} has no Python tensor: {self._unknown}{cut}"

@@ -13,7 +13,7 @@ from pytest_memleak.ledger.looking import frame_locals, generator_part, is_a, mo
 from pytest_memleak.upstream.where import as_typed_here
 
 PLAIN, FRAME, SUSPENDED, INTERNAL = range(4)
-TOOLS = ("pytest_memleak", "_pytest", "pluggy", "pytest", "xdist", "execnet")
+TOOLS = ("pytest_memleak", "_pytest", "pluggy", "pytest", "xdist", "execnet", "__channelexec__")  # xdist's workers
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ def running_locals() -> Iterator[tuple[int, Root]]:
             if step.f_code.co_name != "<module>" and module_of_frame(step) not in (*TOOLS, "threading"):
                 where = "" if ident == here else f", thread {threads.get(ident, ident)}"
                 from_line = f"{step.f_code.co_name} ({as_typed_here(step.f_code.co_filename)}:{step.f_lineno}){where}"
+                # A module's call says no more of it than the `forward` that it leads to.
+                calling = step.f_globals.get("__name__") == "torch.nn.modules.module"
                 for name, value in frame_locals(step).items():
-                    if gc.is_tracked(value):
+                    if gc.is_tracked(value) and not (calling and name == "self"):
                         yield id(value), Root("local ", name, f" of running frame {from_line}")
             step = step.f_back
     del frame  # may be this generator's own, which would keep itself and what it has read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from types import FrameType
@@ -15,6 +16,8 @@ _LIBRARIES = {"torch", "transformers", "accelerate", "peft", "bitsandbytes", "fl
 _LIBRARIES |= {"numpy", "_pytest", "unittest", "json", "statistics"}
 # What of the standard library calls on a library's behalf.
 _LIBRARIES |= {"contextlib", "functools", "threading", "concurrent", "multiprocessing"}
+
+PACKAGES = re.compile(r".*[/\\](?:site|dist)-packages[/\\]")
 
 
 def caller(past: str = "") -> Place:
@@ -40,7 +43,9 @@ def shown(place: Place) -> str:
 
 
 def as_typed_here(file: str) -> str:
-    """Relative where the file lies below the working directory."""
+    """Relative where the file lies below the working directory; a library's, wherever that is installed."""
+    if found := PACKAGES.match(file):
+        return file[found.end() :]
     try:
         relative = os.path.relpath(file)
     except (OSError, ValueError):

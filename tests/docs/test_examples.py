@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,14 @@ _BLOCK = re.compile(
 )
 
 
+# Time is not to end a search: the messages are quoted as they are when there was enough of it.
+PATIENT = """
+import pytest_memleak.hooks.explaining, pytest_memleak.hooks.owners
+pytest_memleak.hooks.explaining._EACH = pytest_memleak.hooks.explaining._ALL = 600.0
+pytest_memleak.hooks.owners._SECONDS = 600.0
+"""
+
+
 class Block(NamedTuple):
     note: str
     language: str
@@ -36,6 +46,16 @@ def blocks_of(page: Path) -> list[Block]:
 
 def with_runs(page: Path) -> bool:
     return any(block.note.startswith("run:") for block in blocks_of(page))
+
+
+def as_constrained(*names: str) -> bool:
+    """Whether these are the versions of ci/constraints.txt."""
+    pinned = dict(re.findall(r"^(\w+)==([\w.]+)(?=$|; python_version >=)", _constraints(), re.MULTILINE))
+    return all(find_spec(name) and version(name).partition("+")[0] == pinned[name] for name in names)
+
+
+def _constraints() -> str:
+    return (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8")
 
 
 def can_enforce() -> bool:
@@ -84,6 +104,20 @@ def test_broken_examples_are_all_red_and_as_quoted(pytester: pytest.Pytester, ex
     assert "passed" not in outcomes
     quoted = [block.text for page in PAGES for block in blocks_of(page) if block.note.endswith("broken_on_purpose.py")]
     assert len(quoted) >= 2
+    assert_printed(quoted, result.stdout.str())
+
+
+@pytest.mark.parametrize("file", ["planted_leaks.py", "planted_peaks.py"])
+def test_planted_bugs_are_printed_as_quoted(pytester: pytest.Pytester, file: str) -> None:
+    """Written by benchmarks/planted_messages.py, for the versions that the project is checked with."""
+    if not as_constrained("torch", "transformers", "accelerate", "peft"):
+        pytest.skip("other versions of the libraries have other lines")
+    shutil.copytree(ROOT / "fixtures" / "planted", pytester.path / "fixtures" / "planted")
+    pytester.makepyfile(patient=PATIENT)
+    result = run(pytester, "-p", "patient", "--gpu-backend=cpu", f"fixtures/planted/{file}")
+    note = f"printed by fixtures/planted/{file}"
+    quoted = [block.text for page in PAGES for block in blocks_of(page) if block.note == note]
+    assert len(quoted) == (ROOT / "fixtures" / "planted" / file).read_text(encoding="utf-8").count("def test_") >= 10
     assert_printed(quoted, result.stdout.str())
 
 

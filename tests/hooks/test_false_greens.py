@@ -328,3 +328,31 @@ def test_memory_that_torch_did_not_allocate_and_that_is_gone_again(run_on_cpu: R
         """
     )
     result.assert_outcomes(errors=1)
+
+
+def test_a_traceback_in_a_log_record_that_the_program_keeps(run: Run) -> None:
+    """pytest has the same record, and lets go of what it holds."""
+    result = run(
+        """
+        import logging, pytest, torch
+        RECORDS = []
+
+        class Keeping(logging.Handler):
+            def emit(self, record):
+                RECORDS.append(record)
+
+        logging.getLogger("program").addHandler(Keeping())
+
+        @pytest.mark.max_leak
+        def test_it():
+            held = torch.ones(1024)
+            try:
+                raise ValueError
+            except ValueError:
+                logging.getLogger("program").exception("failed")
+        """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*local 'held' of frame test_it (test_it.py:*", "*in exc_info of the log record test_it.RECORDS*"]
+    )

@@ -143,7 +143,7 @@ def load():
     except ValueError as error: kept = error
 load()
 """,
-        "local 'h' of frame load (leaky.py:6), kept by the traceback of ValueError"
+        "local 'h' of frame load (leaky.py:5), kept by the traceback of ValueError"
         " (in a reference cycle that the collector has not freed)",
     ),
     "reference cycle": (
