@@ -59,10 +59,13 @@ def test_cannot_be_judged():
 """
 
 
-def test_the_verdict_is_the_same_whatever_is_explained(run_on_cpu: Run, records: Records) -> None:
+def test_the_verdict_is_the_same_whatever_is_explained(pytester: pytest.Pytester, records: Records) -> None:
+    pytester.makepyfile(test_it=KINDS)
     found = {}
     for when in ("never", "auto", "always", "rerun"):
-        result = run_on_cpu(KINDS, f"--memleak-explain={when}", "--memleak-json=out.json")
+        # Each in a process of its own: in one, a run would find what the one before it left.
+        options = ("-p", "no:cacheprovider", "--gpu-backend=cpu", "--memleak-json=out.json")
+        result = pytester.runpytest_subprocess(*options, f"--memleak-explain={when}")
         result.assert_outcomes(passed=2, failed=4, errors=1)
         said = "alive at the peak, by the line" in result.stdout.str()
         assert said == (when != "never")
