@@ -17,7 +17,7 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, features, library, readings, storages
+from pytest_memleak.cards.simulated import faces, features, library, readings, storages, torch_inside
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.paged import paged_states
 from pytest_memleak.cards.simulated.presumptions import Presumptions
@@ -34,6 +34,12 @@ _SPACE_OF_PIECES = 1 << 40
 # What of a driver's addresses can be had: from where on, and how much.
 _SPACES = ((LOWEST, TOP - LOWEST), (EXPANDABLE, _SPACE_OF_PIECES // 2))
 
+_BAD_FORK = (
+    "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
+    "method"
+)
+"""As torch says it."""
+
 
 class Simulation:
     """One per process: tensors may outlive the tests that the card was there for."""
@@ -44,7 +50,7 @@ class Simulation:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
         self._ever_on = False
-        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
+        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {}, None)
         self.unknowns = Unknowns()
         self.presumptions = Presumptions()
         self._answer = library.Answer(self.unknowns.answer)
@@ -57,6 +63,8 @@ class Simulation:
         """By the address that torch has: whose block it is, and the block's address there."""
         self._take, self._give = library.Take(self._taking), library.Give(self._giving)
         self._undo: contextlib.ExitStack | None = None
+        if (asks_again := torch_inside.ask_again_in_children()) is not None:
+            os.register_at_fork(after_in_child=asks_again)
 
     @property
     def is_on(self) -> bool:
@@ -99,14 +107,14 @@ class Simulation:
 
         For all threads: none may use the cards of before meanwhile.
         """
-        own = self.cards, self._allocators, self._places, self.generators, self._told
+        own = self.cards, self._allocators, self._places, self.generators, self._told, self._user
         was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
         self._native.memleak_card_set_aside()
         try:
             with self.unknowns.set_aside(), self.presumptions.set_aside():
                 allocators = _allocators(cards)
-                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {})
+                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {}, None)
                 self.set_current(0)
                 self.on()
                 yield
@@ -127,6 +135,7 @@ class Simulation:
         places: Sequence[int],
         generators: tuple[torch.Generator, ...],
         told: dict[int, tuple[int, int]],
+        user: int | None,
     ) -> None:
         self.cards = tuple(cards)
         self._allocators = allocators
@@ -135,6 +144,8 @@ class Simulation:
         self.generators = generators
         self._told = told
         """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
+        self._user = user
+        """The process that has taken memory there: its forked children may not use these cards."""
         self._choices = Choices(self._native, self.cards)
         for index, card in enumerate(cards):
             self._native.memleak_card_workspace(index, card.workspace)
@@ -144,6 +155,19 @@ class Simulation:
             for lowest, bytes_ in _SPACES
         ]
         self._native.memleak_card_here((ctypes.c_uint64 * (2 * len(spaces)))(*itertools.chain(*spaces)), len(spaces))
+
+    # --- forked children, which cannot use a card that their parent has used
+
+    def is_in_bad_fork(self) -> bool:
+        return self._user is not None and self._user != os.getpid()
+
+    def refuse_in_bad_fork(self) -> None:
+        if self.is_in_bad_fork():
+            raise RuntimeError(_BAD_FORK)
+
+    def unused(self) -> None:
+        """What was taken until now was nobody's."""
+        self._user = None
 
     def _places_for(self, allocators: Sequence[Allocator]) -> list[int]:
         """Some in which nothing is alive any more, each for one."""
@@ -262,6 +286,11 @@ class Simulation:
     # --- what torch asks for
 
     def _taking(self, size: int, device: int, stream: int) -> int:
+        if self._user is None:
+            self._user = os.getpid()
+        elif self.is_in_bad_fork():
+            self._native.memleak_card_refuse(_BAD_FORK.encode())
+            return 0
         try:
             allocator = self._allocators[device]
             address = allocator.alloc(size, stream)
@@ -273,6 +302,8 @@ class Simulation:
         return pointer
 
     def _giving(self, pointer: int) -> None:
+        if self.is_in_bad_fork():
+            return  # the parent's: its allocator may be locked here for ever
         allocator, address = self._owners.pop(pointer)
         allocator.free(address)
 

@@ -25,3 +25,7 @@ def test_bitsandbytes(first: bool, pytester: pytest.Pytester, monkeypatch: pytes
 
 def test_values(pytester: pytest.Pytester) -> None:
     run_alone(pytester, Path(__file__).with_name("values.py"))
+
+
+def test_forks(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("forks.py"))
