@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest_memleak
 from pytest_memleak.cards.simulated.process import simulation_of
 from pytest_memleak.cards.simulated.profiles import PROFILES, cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.errors import BadInput
+from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.prediction import PredictedCard
 
 MIB = 2**20
@@ -194,6 +197,57 @@ def test_a_prediction_in_a_prediction() -> None:
 
     found, once = pytest_memleak.predict(both, card="24G"), pytest_memleak.predict(train, card="24G")
     assert replace(found, host_peak=0) == replace(once, host_peak=0), "CPU tensors are everybody's"
+
+
+def test_a_program_that_predicts_leaves_what_is_patched_alone() -> None:
+    def nested(card: PredictedCard) -> None:
+        for _ in range(2):
+            pytest_memleak.predict(lambda inner: torch.as_tensor([1.0], device=inner.device))
+        if torch.tensor(torch.randn(2000, 2000, device=card.device).sum().item()) > 5:
+            torch.empty(MIB, device=card.device)
+
+    before = torch.as_tensor, torch.asarray, vars(torch)["from_dlpack"], torch.tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pytest_memleak.predict(nested).doubt is not None
+    assert (torch.as_tensor, torch.asarray, vars(torch)["from_dlpack"], torch.tensor) == before
+
+
+def test_a_program_that_has_not_run_is_no_answer() -> None:
+    ran: list[int] = []
+
+    async def wait(card: PredictedCard) -> None:
+        ran.append(1)
+
+    async def produce(card: PredictedCard) -> AsyncIterator[int]:
+        ran.append(1)
+        yield 1
+
+    def generate(card: PredictedCard) -> Iterator[int]:
+        ran.append(1)
+        yield 1
+
+    for program, words in (
+        (wait, "returned a coroutine, which has not run"),
+        (lambda card: wait(card), "returned a coroutine, which has not run"),
+        (produce, "returned a generator, which has not run"),
+        (lambda card: generate(card), "returned a generator, which has not run"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            pytest_memleak.predict(program)
+    assert not ran
+    assert pytest_memleak.predict(lambda card: asyncio.run(wait(card))).fits
+    assert ran == [1]
+
+
+def test_two_threads_cannot_predict_at_a_time() -> None:
+    def both(card: PredictedCard) -> None:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(Unavailable, match="another thread of this process predicts"):
+            pool.submit(pytest_memleak.predict, train).result()
+
+    assert pytest_memleak.predict(both).fits
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(pytest_memleak.predict, train).result().fits, "one after the other"
 
 
 def test_what_lies_on_another_card_is_not_counted_and_that_is_said(simulation: Simulation) -> None:

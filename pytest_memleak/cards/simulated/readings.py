@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,20 +34,24 @@ _TAKE = ("add", "add_", "sub", "sub_", "addcmul", "addcmul_", "addcdiv", "addcdi
 Method = Callable[..., Any]
 
 
+def patches(unknowns: Unknowns) -> list[Patch]:
+    """Of all that reads."""
+    torch_inside.keep_constructors()
+    return [
+        *(Patch(torch.Tensor, name, functools.partial(instead, unknowns)) for name, instead in _OF_TENSORS.items()),
+        *(Patch(owner, name, follow) for owner, names, follow in _FUNCTIONS for name in names if hasattr(owner, name)),
+        Patch(math, "isclose", functools.partial(_isclose, unknowns)),
+        Patch(torch.Tensor, "__setitem__", _setitem),
+        Patch(torch, "from_dlpack", _from_dlpack),
+    ]
+
+
 @contextlib.contextmanager
-def labelled(unknowns: Unknowns) -> Iterator[None]:
-    """Until the end what is read is a `StandIn` where the card has no value."""
+def labelled(readings: Iterable[Patch]) -> Iterator[None]:
+    """Until the end what is read is a `StandIn` where the card has no value. It may be entered again with the same."""
     with contextlib.ExitStack() as undo:
-        for name, instead in _OF_TENSORS.items():
-            undo.enter_context(Patch(torch.Tensor, name, functools.partial(instead, unknowns)))
-        undo.enter_context(Patch(math, "isclose", functools.partial(_isclose, unknowns)))
-        torch_inside.keep_constructors()
-        for owner, names, follow in _FUNCTIONS:
-            for name in names:
-                if hasattr(owner, name):
-                    undo.enter_context(Patch(owner, name, follow))
-        undo.enter_context(Patch(torch.Tensor, "__setitem__", _setitem))
-        undo.enter_context(Patch(torch, "from_dlpack", _from_dlpack))
+        for patch in readings:
+            undo.enter_context(patch)
         yield
 
 

@@ -52,6 +52,7 @@ class Simulation:
         self._ever_on = False
         self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {}, None)
         self.unknowns = Unknowns()
+        self._readings = readings.patches(self.unknowns)
         self.presumptions = Presumptions()
         self._answer = library.Answer(self.unknowns.answer)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
@@ -79,7 +80,7 @@ class Simulation:
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
             undo.enter_context(storages.of_card(self._native, self.unknowns))
-            undo.enter_context(readings.labelled(self.unknowns))
+            undo.enter_context(readings.labelled(self._readings))
             undo.enter_context(self._choices)
             undo.enter_context(self.presumptions)
             undo.enter_context(features.refused(self))
@@ -108,6 +109,9 @@ class Simulation:
         For all threads: none may use the cards of before meanwhile.
         """
         own = self.cards, self._allocators, self._places, self.generators, self._told, self._user
+        reading = contextlib.ExitStack()
+        if self.is_on:  # others may have replaced the same on top of it meanwhile: that does not come and go
+            reading.enter_context(readings.labelled(self._readings))
         was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
         self._native.memleak_card_set_aside()
@@ -127,6 +131,7 @@ class Simulation:
                 self.set_current(at)
                 for index, stream in enumerate(streams):
                     self._native.memleak_card_set_stream(index, stream)
+            reading.close()
 
     def _become(
         self,
