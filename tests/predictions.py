@@ -267,6 +267,43 @@ def test_what_lies_on_another_card_is_not_counted_and_that_is_said(simulation: S
     assert "another simulated card" in (simulation.unknowns.doubt() or "")
 
 
+@pytest.mark.parametrize(
+    ("text", "kib"),
+    [
+        ("", 32 * 1024),
+        (":4096:16", 64 * 1024),
+        (":16:8", 128),
+        (":4096:2:16:8", 8 * 1024 + 128),
+        (":4096:1,:1024:2", 6 * 1024),
+    ],
+)
+def test_workspaces_are_as_large_as_the_environment_says(text: str, kib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(card: PredictedCard) -> torch.Tensor:
+        weight = torch.ones(512, 512, device=card.device)
+        return weight @ weight
+
+    if text:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", text)
+    without = pytest_memleak.predict(lambda card: [torch.ones(512, 512, device=card.device) for _ in range(2)])
+    assert pytest_memleak.predict(multiply).allocated_peak - without.allocated_peak == kib * 1024
+
+
+def test_what_the_environment_asks_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "4096")
+    with pytest.warns(UserWarning, match="Could not parse CUBLAS_WORKSPACE_CONFIG, using default workspace size of"):
+        assert pytest_memleak.predict(train, card="t4").fits
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "4096")
+    with pytest.raises(BadInput, match="CUBLASLT_WORKSPACE_SIZE=4096: a simulated card has 1024, torch's default"):
+        pytest_memleak.predict(train)
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1024")
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    with pytest.raises(BadInput, match="is set, which switches off the allocator that counts: unset it"):
+        pytest_memleak.predict(train)
+    monkeypatch.delenv("PYTORCH_NO_CUDA_MEMORY_CACHING")
+    assert pytest_memleak.predict(train).fits
+
+
 def test_the_same_program_takes_the_same_every_time() -> None:
     first, *others = [pytest_memleak.predict(train, card="rtx3090") for _ in range(3)]
     assert all(other == first for other in others)

@@ -450,3 +450,28 @@ def test_skips_are_not_counted_for_those_who_asked_for_nothing(run_apart: Run) -
     assert "for want of a GPU" not in run_apart(text).stdout.str()
     assert "1 skip for want of a GPU" in run_apart(text, "--gpu-cap=1G").stdout.str()
     assert "for want of a GPU" not in run_apart(text, "--gpu-backend=cpu", "--gpu-cap=1G").stdout.str()
+
+
+UNCACHED = """
+import pytest, torch
+
+@pytest.mark.max_peak("1GiB")
+@pytest.mark.gpu_cap("4GiB")
+def test_sets_it(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    torch.ones(3, device="cuda")
+"""
+
+
+def test_without_the_caching_allocator_nothing_is_predicted(
+    run_apart: Run, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "PYTORCH_NO_CUDA_MEMORY_CACHING is set, which switches off the allocator that counts: unset it"
+    run_apart(UNCACHED, "--memleak-json=out.json")
+    assert words in records()["test_sets_it"]["results"][0]["message"]
+    assert records()["test_sets_it"]["verdict"] == "inconclusive"
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    for option in ("--gpu-backend=auto", "--gpu-backend=simulated"):
+        result = run_apart(UNCACHED, option)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"ERROR: *{words}"])

@@ -36,6 +36,7 @@ class SimulatedCard:
     def begin(self) -> None:
         self._simulation.unknowns.reset()
         self._simulation.presumptions.reset()
+        self._simulation.size_workspaces()
 
     def gauges(self) -> list[SharedGauge]:
         simulation = self._simulation

@@ -33,7 +33,7 @@ class SimulatedMemory(AcceleratorMemory):
         """As `begin`."""
 
     def blindness(self) -> str | None:
-        return self._unknowns.doubt()
+        return super().blindness() or self._unknowns.doubt()
 
 
 @functools.cache

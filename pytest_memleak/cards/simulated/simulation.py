@@ -17,7 +17,7 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, features, library, readings, storages, torch_inside
+from pytest_memleak.cards.simulated import environment, faces, features, library, readings, storages, torch_inside
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.paged import paged_states
 from pytest_memleak.cards.simulated.presumptions import Presumptions
@@ -152,8 +152,7 @@ class Simulation:
         self._user = user
         """The process that has taken memory there: its forked children may not use these cards."""
         self._choices = Choices(self._native, self.cards)
-        for index, card in enumerate(cards):
-            self._native.memleak_card_workspace(index, card.workspace)
+        self.size_workspaces()
         spaces = [
             (lowest + _shift(lowest, place), lowest + _shift(lowest, place) + bytes_)
             for place in self._places
@@ -235,6 +234,11 @@ class Simulation:
     def fraction(self, device: int) -> float:
         allocator = self.allocator(device)
         return 1.0 if allocator.cap is None else allocator.cap / allocator.total
+
+    def size_workspaces(self) -> None:
+        """As the environment says now; those that were taken before stay as they are."""
+        for index, card in enumerate(self.cards):
+            self._native.memleak_card_workspace(index, environment.workspace(os.environ, card.workspace))
 
     def release_workspaces(self) -> None:
         self._native.memleak_card_release_workspaces()
@@ -324,6 +328,7 @@ class Simulation:
 
 
 def _allocators(cards: Sequence[Profile]) -> list[Allocator]:
+    environment.check(os.environ)
     settings = from_environment(os.environ)
     return [
         Allocator(card.total, others=card.context, settings=settings, device=index) for index, card in enumerate(cards)
