@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,7 @@ from pytest_memleak.budget.sizes import format_size, parse_size
 from pytest_memleak.cards.simulated.process import this_process_s
 from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile, of_size, profile_of
 from pytest_memleak.cards.simulated.recording import SimulatedRecording
-from pytest_memleak.errors import BadInput
+from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.ledger.at_peak import groups_of, lines_of
 from pytest_memleak.meters import shared
 from pytest_memleak.records.record import AtPeak
@@ -104,7 +106,7 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
     """The same on a card that need not have a name."""
     given = PredictedCard(profile.name, profile.total)
     simulation = this_process_s()
-    with _torch_as_it_was(), simulation.other_cards([profile]):
+    with _alone(), _torch_as_it_was(), simulation.other_cards([profile]):
         allocator = simulation.allocator(0)
         recording = SimulatedRecording(simulation)
         window = shared.cpu_tensors().window()
@@ -164,9 +166,44 @@ def profile_for(card: str | int) -> Profile:
 def _run(fn: Callable[[PredictedCard], object], card: PredictedCard) -> tuple[object, str]:
     """What it returned, or torch's words if the card was too small. The error itself would keep tensors alive."""
     try:
-        return fn(card), ""
+        made = fn(card)
+        _require_run(made)
+        return made, ""
     except torch.OutOfMemoryError as error:
         return None, str(error).partition("\n")[0]
+
+
+def _require_run(made: object) -> None:
+    """What is only begun by a call has taken nothing."""
+    if inspect.iscoroutine(made):
+        made.close()
+        raise BadInput(
+            "the program returned a coroutine, which has not run: give a function that runs it (asyncio.run)"
+        )
+    if inspect.isasyncgen(made) or inspect.isgenerator(made):
+        raise BadInput(
+            "the program returned a generator, which has not run: give a function that goes through it, and returns "
+            "what is to be kept"
+        )
+    if inspect.isawaitable(made):
+        raise BadInput("the program returned something to be awaited: give a function that returns when it is done")
+
+
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """A process has one simulated card at a time; a program may predict another, which is the same thread."""
+    if not _one_at_a_time.acquire(blocking=False):
+        raise Unavailable(
+            "another thread of this process predicts at the moment, and they would count each other's memory: predict "
+            "one after the other, or each in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _one_at_a_time.release()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,9 @@ _VERDICT_WORDS: dict[Verdict, str] = {
 }
 
 
+LET_GO = "values that nobody knows became ordinary numbers"
+"""How the note begins that a test gets on the simulated card, where its branches are not followed any more."""
+
 size = format_size  # the short name reads better inside messages
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest_memleak
 from pytest_memleak.cards.simulated.process import simulation_of
 from pytest_memleak.cards.simulated.profiles import PROFILES, cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.errors import BadInput
+from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.prediction import PredictedCard
 
 MIB = 2**20
@@ -196,6 +199,57 @@ def test_a_prediction_in_a_prediction() -> None:
     assert replace(found, host_peak=0) == replace(once, host_peak=0), "CPU tensors are everybody's"
 
 
+def test_a_program_that_predicts_leaves_what_is_patched_alone() -> None:
+    def nested(card: PredictedCard) -> None:
+        for _ in range(2):
+            pytest_memleak.predict(lambda inner: torch.as_tensor([1.0], device=inner.device))
+        if torch.tensor(torch.randn(2000, 2000, device=card.device).sum().item()) > 5:
+            torch.empty(MIB, device=card.device)
+
+    before = torch.as_tensor, torch.asarray, vars(torch)["from_dlpack"], torch.tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pytest_memleak.predict(nested).doubt is not None
+    assert (torch.as_tensor, torch.asarray, vars(torch)["from_dlpack"], torch.tensor) == before
+
+
+def test_a_program_that_has_not_run_is_no_answer() -> None:
+    ran: list[int] = []
+
+    async def wait(card: PredictedCard) -> None:
+        ran.append(1)
+
+    async def produce(card: PredictedCard) -> AsyncIterator[int]:
+        ran.append(1)
+        yield 1
+
+    def generate(card: PredictedCard) -> Iterator[int]:
+        ran.append(1)
+        yield 1
+
+    for program, words in (
+        (wait, "returned a coroutine, which has not run"),
+        (lambda card: wait(card), "returned a coroutine, which has not run"),
+        (produce, "returned a generator, which has not run"),
+        (lambda card: generate(card), "returned a generator, which has not run"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            pytest_memleak.predict(program)
+    assert not ran
+    assert pytest_memleak.predict(lambda card: asyncio.run(wait(card))).fits
+    assert ran == [1]
+
+
+def test_two_threads_cannot_predict_at_a_time() -> None:
+    def both(card: PredictedCard) -> None:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(Unavailable, match="another thread of this process predicts"):
+            pool.submit(pytest_memleak.predict, train).result()
+
+    assert pytest_memleak.predict(both).fits
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(pytest_memleak.predict, train).result().fits, "one after the other"
+
+
 def test_what_lies_on_another_card_is_not_counted_and_that_is_said(simulation: Simulation) -> None:
     held = torch.empty(MIB, device="cuda")
     table = torch.empty(1 * MIB, dtype=torch.uint8, device="cuda")
@@ -211,6 +265,43 @@ def test_what_lies_on_another_card_is_not_counted_and_that_is_said(simulation: S
     pytest_memleak.predict(lambda card: kept.append(torch.empty(2 * MIB, dtype=torch.uint8, device=card.device)))
     kept.pop().add_(1)
     assert "another simulated card" in (simulation.unknowns.doubt() or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "kib"),
+    [
+        ("", 32 * 1024),
+        (":4096:16", 64 * 1024),
+        (":16:8", 128),
+        (":4096:2:16:8", 8 * 1024 + 128),
+        (":4096:1,:1024:2", 6 * 1024),
+    ],
+)
+def test_workspaces_are_as_large_as_the_environment_says(text: str, kib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(card: PredictedCard) -> torch.Tensor:
+        weight = torch.ones(512, 512, device=card.device)
+        return weight @ weight
+
+    if text:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", text)
+    without = pytest_memleak.predict(lambda card: [torch.ones(512, 512, device=card.device) for _ in range(2)])
+    assert pytest_memleak.predict(multiply).allocated_peak - without.allocated_peak == kib * 1024
+
+
+def test_what_the_environment_asks_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "4096")
+    with pytest.warns(UserWarning, match="Could not parse CUBLAS_WORKSPACE_CONFIG, using default workspace size of"):
+        assert pytest_memleak.predict(train, card="t4").fits
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "4096")
+    with pytest.raises(BadInput, match="CUBLASLT_WORKSPACE_SIZE=4096: a simulated card has 1024, torch's default"):
+        pytest_memleak.predict(train)
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1024")
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    with pytest.raises(BadInput, match="is set, which switches off the allocator that counts: unset it"):
+        pytest_memleak.predict(train)
+    monkeypatch.delenv("PYTORCH_NO_CUDA_MEMORY_CACHING")
+    assert pytest_memleak.predict(train).fits
 
 
 def test_the_same_program_takes_the_same_every_time() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_memleak.cards.simulated.profiles import cards_of
-from pytest_memleak.errors import MemleakError, Unavailable
+from pytest_memleak.errors import BadInput, MemleakError, Unavailable
 from pytest_memleak.hooks.measuring import PLAN
 from pytest_memleak.settings import SIMULATED, Settings
 from pytest_memleak.support import has_torch, require_torch
@@ -71,6 +71,8 @@ def around_tests(session: pytest.Session, settings: Settings) -> None:
         reporter = config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None and config.get_verbosity() >= 0:
             reporter.write_line(f"memleak: no simulated card, the CPU stands in with real values: {reason}")
+    except BadInput as error:
+        raise pytest.UsageError(f"a simulated card: {error}") from None
     else:
         config.pluginmanager.register(AroundTests(simulation), "memleak-simulating")
 

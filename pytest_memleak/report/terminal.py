@@ -14,7 +14,7 @@ from pytest_memleak.records.collected import Collected, Totals
 from pytest_memleak.records.record import CardInfo, CheckResult, Limit, TestRecord
 from pytest_memleak.report.table import provenance, rows, table
 from pytest_memleak.report.tighten import Tightening, tightenings
-from pytest_memleak.wording import card_line, exact, plural, shortened, sum_line
+from pytest_memleak.wording import LET_GO, card_line, exact, plural, shortened, sum_line
 
 TITLE = "memleak"
 _FAILURE_WIDTH = 100
@@ -46,13 +46,19 @@ def summary_lines(collected: Collected, *, mode: str, verbosity: int, width: int
     """The section's lines; none when there is nothing to say."""
     records = list(collected)
     if verbosity < 0:
-        return [*_problems_in_one_line(records, mode, width), *_silent(collected, width)]
+        return [
+            *_problems_in_one_line(records, mode, width),
+            *_predicted_in_one_line(records),
+            *_let_go(records, width, f"{TITLE}: "),
+            *_silent(collected, width),
+        ]
     told = [record for record in records if record.results or (record.card and _worth_telling(record.card))]
     if not told:
         return _silent(collected, width)
     return [
         _header(collected.totals(), mode),
         *_cards(told, width),
+        *_let_go(records, width, ""),
         *_silent(collected, width),
         *(_table(told, width) if mode == "report" else ()),
         *(_tests(told, verbosity, width) if verbosity > 0 else ()),
@@ -128,6 +134,20 @@ def _cards(records: Sequence[TestRecord], width: int) -> Iterator[Line]:
     for text, count in tests.items():
         many = f" [{plural(count, 'test')}]" if len(tests) > 1 else ""
         yield from (Line(part) for part in _wrapped(f"card: {text}{many}", width, ""))
+
+
+def _let_go(records: Sequence[TestRecord], width: int, start: str) -> list[Line]:
+    count = sum(any(note.startswith(LET_GO) for note in record.notes) for record in records)
+    if not count:
+        return []
+    whose = "its branches are" if count == 1 else "their branches are"
+    text = f"{start}{plural(count, 'test')} let unknown values become ordinary numbers: {whose} not followed"
+    return [Line(part, {"yellow": True}) for part in _wrapped(f"{text} (-v names the lines)", width, "")]
+
+
+def _predicted_in_one_line(records: Sequence[TestRecord]) -> list[Line]:
+    count = sum(bool(record.card and record.card.backend == "simulated") for record in records)
+    return [Line(f"{TITLE}: {plural(count, 'test')} on a simulated card: predicted")] if count else []
 
 
 def _silent(collected: Collected, width: int) -> list[Line]:

@@ -13,7 +13,7 @@ Place = tuple[str, int]
 
 _LIBRARIES = {"torch", "transformers", "accelerate", "peft", "bitsandbytes", "flash_attn", "triton", "pytest_memleak"}
 # What compares and writes down on a program's behalf.
-_LIBRARIES |= {"numpy", "_pytest", "unittest", "json", "statistics"}
+_LIBRARIES |= {"numpy", "_pytest", "unittest", "json", "statistics", "fractions"}
 # What of the standard library calls on a library's behalf.
 _LIBRARIES |= {"contextlib", "functools", "threading", "concurrent", "multiprocessing"}
 

@@ -493,3 +493,28 @@ def test_a_peak_within_what_kernels_may_take_is_no_verdict(run_apart: Run, recor
     assert any(line.startswith("at most ") for line in holds["details"])
     (refused,) = told["test_may_be_refused"]["results"]
     assert "over the cap may have been reserved on cuda:0" in refused["message"]
+
+
+UNCACHED = """
+import pytest, torch
+
+@pytest.mark.max_peak("1GiB")
+@pytest.mark.gpu_cap("4GiB")
+def test_sets_it(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    torch.ones(3, device="cuda")
+"""
+
+
+def test_without_the_caching_allocator_nothing_is_predicted(
+    run_apart: Run, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "PYTORCH_NO_CUDA_MEMORY_CACHING is set, which switches off the allocator that counts: unset it"
+    run_apart(UNCACHED, "--memleak-json=out.json")
+    assert words in records()["test_sets_it"]["results"][0]["message"]
+    assert records()["test_sets_it"]["verdict"] == "inconclusive"
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    for option in ("--gpu-backend=auto", "--gpu-backend=simulated"):
+        result = run_apart(UNCACHED, option)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"ERROR: *{words}"])

@@ -71,6 +71,11 @@ def test_copies_integers_that_nobody_reads():
     (weights().weight > 0).sum().cpu() + 1
 
 @pytest.mark.max_peak("1GiB")
+def test_lets_go():
+    if float(loss().detach()) > 5:
+        torch.empty(2**20, device="cuda")
+
+@pytest.mark.max_peak("1GiB")
 def test_counts_for_real():
     ids = torch.arange(12, device="cuda").reshape(3, 4)
     assert ids.sum().item() == 66 and ids.cpu()[1].tolist() == [4, 5, 6, 7]
@@ -97,7 +102,10 @@ def test_what_is_gone_by_is_inconclusive_and_names_the_line(run_apart: Run, reco
         assert told[name]["verdict"] == "inconclusive", name
         number = next(number for number, text in enumerate(lines, 1) if line in text)
         assert f"at test_it.py:{number} ({why}" in told[name]["results"][0]["message"]
-    certain = {"test_logs", "test_copies_integers_that_nobody_reads", "test_counts_for_real"}
+    result.stdout.fnmatch_lines(
+        ["1 test let unknown values become ordinary numbers: its branches are not followed", "  (-v names *"]
+    )
+    certain = {"test_lets_go", "test_logs", "test_copies_integers_that_nobody_reads", "test_counts_for_real"}
     assert {told[name]["verdict"] for name in certain} == {"pass"}
     (note,) = told["test_logs"]["notes"]
     assert note.startswith("2 values that were read and that nobody knows: placeholders (1.0 each), at test_it.py:")

@@ -9,6 +9,7 @@ from _pytest._io import TerminalWriter
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import Block, CardInfo, CheckResult, Limit, Term, TestRecord
 from pytest_memleak.report.terminal import Line, summary_lines, write
+from pytest_memleak.wording import LET_GO
 
 GIB = 1024**3
 CPU = CardInfo("cpu", "CPU", ("cpu",), 64 * GIB, cap=16 * GIB, enforcement="enforced on CPU tensors")
@@ -104,6 +105,23 @@ def test_quiet_says_problems_in_one_line_and_nothing_else() -> None:
     assert lines([record("a::1", PEAK)], verbosity=-1) == []
     found = lines([record("a::1", FAILED), record("a::2", UNSURE), record("a::3", PEAK)], verbosity=-1)
     assert [line.text for line in found] == ["memleak: 1 failed, 1 inconclusive: a::1, a::2"]
+
+
+def test_what_was_predicted_says_so_when_quiet() -> None:
+    card = replace(CPU, backend="simulated", name="NVIDIA H200")
+    found = lines([record("a::1", PEAK, card=card), record("a::2", card=card), record("a::3", PEAK)], verbosity=-1)
+    assert [line.text for line in found] == ["memleak: 2 tests on a simulated card: predicted"]
+
+
+def test_tests_whose_branches_are_not_followed_are_counted() -> None:
+    """Also those that passed: nobody would look for a note there."""
+    note = f"{LET_GO}, 2 times: what is decided by such a number is not noticed, at a.py:3 (float())"
+    noted = [replace(record(f"a::{number}", one), notes=(note,)) for number, one in enumerate([PEAK, FAILED])]
+    said = "2 tests let unknown values become ordinary numbers: their branches are not followed (-v names the lines)"
+    assert said in text(lines([*noted, record("a::3", PEAK)], width=120))
+    assert f"memleak: {said}" in text(lines(noted, width=160, verbosity=-1))
+    assert "a.py:3 (float())" in text(lines(noted, verbosity=1, width=160))
+    assert "ordinary" not in text(lines([record("a::3", PEAK)], width=120))
 
 
 def test_the_quiet_line_stays_within_the_width() -> None:

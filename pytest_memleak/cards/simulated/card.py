@@ -39,6 +39,7 @@ class SimulatedCard:
         self._simulation.unknowns.reset()
         self._simulation.presumptions.reset()
         self._simulation.margins.reset()
+        self._simulation.size_workspaces()
 
     def gauges(self) -> list[SharedGauge]:
         made = self._simulation

@@ -50,7 +50,7 @@ class SimulatedMemory(AcceleratorMemory):
         return str(self._margins)
 
     def blindness(self) -> str | None:
-        return self._unknowns.doubt()
+        return super().blindness() or self._unknowns.doubt()
 
 
 @functools.cache

@@ -79,5 +79,6 @@ def _begin(made: Simulation) -> None:
     made.on()
     try:
         try_out(made)
+        made.unused()
     finally:
         made.off()

@@ -33,7 +33,7 @@ class Profile:
 
     @property
     def workspace(self) -> int:
-        """What torch gives cuBLAS for each thread's products."""
+        """What torch gives cuBLAS for each thread's products, unless the environment says otherwise."""
         return 32 * MIB if self.capability[0] == 9 else 8 * MIB + 128 * 1024
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,24 +16,42 @@ from pytest_memleak.cards.simulated.stand_in import StandIn, first_in
 from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Unknowns
 from pytest_memleak.upstream.patches import Patch
 
-_CALCULATE = ("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "sqrt")
-"""Of the math module, which takes a float's value without asking it."""
-_MAKE = ("tensor", "as_tensor", "full")
-"""Of torch, which does the same."""
+_CALCULATE = (
+    *("exp", "exp2", "expm1", "log", "log10", "log1p", "log2", "pow", "sqrt", "cbrt"),
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "sin", "sinh", "tan", "tanh"),
+    *("copysign", "degrees", "erf", "erfc", "fabs", "fma", "fmod", "frexp", "gamma", "ldexp", "lgamma", "modf"),
+    *("nextafter", "radians", "remainder", "ulp"),
+    *("dist", "fsum", "hypot", "prod", "sumprod"),
+)
+"""Of the math module, which takes a float's value without asking it; some are newer than the oldest Python."""
+_OF_STATISTICS = ("fsum", "hypot", "sqrt")
+"""What this module has taken from that one."""
+_MAKE = ("tensor", "as_tensor", "full", "full_like", "scalar_tensor", "asarray")
+"""Of torch, which does the same with numbers that tensors are made of."""
+_MAKE_ALIKE = ("new_full", "new_tensor")
+_TAKE = ("add", "add_", "sub", "sub_", "addcmul", "addcmul_", "addcdiv", "addcdiv_", "addmm", "addmm_")
+"""Those with a factor that is nothing but a number: alpha, beta, value. What may be a tensor asks by itself."""
 Method = Callable[..., Any]
 
 
+def patches(unknowns: Unknowns) -> list[Patch]:
+    """Of all that reads."""
+    torch_inside.keep_constructors()
+    return [
+        *(Patch(torch.Tensor, name, functools.partial(instead, unknowns)) for name, instead in _OF_TENSORS.items()),
+        *(Patch(owner, name, follow) for owner, names, follow in _FUNCTIONS for name in names if hasattr(owner, name)),
+        Patch(math, "isclose", functools.partial(_isclose, unknowns)),
+        Patch(torch.Tensor, "__setitem__", _setitem),
+        Patch(torch, "from_dlpack", _from_dlpack),
+    ]
+
+
 @contextlib.contextmanager
-def labelled(unknowns: Unknowns) -> Iterator[None]:
-    """Until the end what is read is a `StandIn` where the card has no value."""
+def labelled(readings: Iterable[Patch]) -> Iterator[None]:
+    """Until the end what is read is a `StandIn` where the card has no value. It may be entered again with the same."""
     with contextlib.ExitStack() as undo:
-        for name, instead in _OF_TENSORS.items():
-            undo.enter_context(Patch(torch.Tensor, name, functools.partial(instead, unknowns)))
-        for name in _CALCULATE:
-            undo.enter_context(Patch(math, name, _calculated))
-        torch_inside.keep_constructors()
-        for name in _MAKE:
-            undo.enter_context(Patch(torch, name, _made))
+        for patch in readings:
+            undo.enter_context(patch)
         yield
 
 
@@ -73,19 +92,21 @@ def _tolist(unknowns: Unknowns, found: Method) -> Method:
     return tolist
 
 
-def _numpy(unknowns: Unknowns, found: Method) -> Method:
-    def numpy(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _handed_on(what: str, unknowns: Unknowns, found: Method) -> Method:
+    """To those who read its memory."""
+
+    def handed_on(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         values = found(tensor, *args, **kwargs)
         if _known(tensor):
             return values
         if tensor.is_floating_point() or tensor.is_complex():
-            unknowns.numbers("numpy()", tensor.numel())
-            unknowns.lost("numpy()")
+            unknowns.numbers(what, tensor.numel())
+            unknowns.lost(what)
         else:
-            unknowns.decided("numpy()")
+            unknowns.decided(what)
         return values
 
-    return numpy
+    return handed_on
 
 
 def _float(unknowns: Unknowns, found: Method) -> Method:
@@ -114,14 +135,18 @@ def _repr(unknowns: Unknowns, found: Method) -> Method:
     return __repr__
 
 
-_OF_TENSORS = {
+_OF_TENSORS: dict[str, Callable[[Unknowns, Method], Method]] = {
     "item": _item,
     "tolist": _tolist,
-    "numpy": _numpy,
+    "numpy": functools.partial(_handed_on, "numpy()"),
+    "__dlpack__": functools.partial(_handed_on, "by DLPack"),
     "__float__": _float,
     "__int__": _int,
     "__repr__": _repr,
 }
+
+
+_DLPACK = torch.Tensor.__dlpack__
 
 
 def _known(tensor: torch.Tensor) -> bool:
@@ -140,9 +165,11 @@ def _of_unmarked(found: Method) -> Method:
 # These are kept, and the same every time: TorchScript remembers functions by their addresses.
 @functools.cache
 def _calculated(found: Method) -> Method:
-    def calculated(*numbers: Any) -> Any:
-        label = first_in(numbers)
-        return found(*numbers) if label is None else label.calculate(found, *numbers)
+    def calculated(*numbers: Any, **kwargs: Any) -> Any:
+        # Some take many, and what can be gone through once is gone through here.
+        given = [list(one) if isinstance(one, Iterator) else one for one in numbers]
+        label = first_in(given)
+        return found(*given, **kwargs) if label is None else label.calculate(functools.partial(found, **kwargs), *given)
 
     return torch_inside.known_to_scripts(found, calculated)
 
@@ -151,9 +178,60 @@ def _calculated(found: Method) -> Method:
 def _made(found: Method) -> Method:
     def made(*args: Any, **kwargs: Any) -> Any:
         tensor = found(*args, **kwargs)
-        given = (*args, *kwargs.values())
-        if any(first_in(one if isinstance(one, list | tuple) else (one,)) is not None for one in given):
+        if first_in((*args, *kwargs.values())) is not None:
             torch.ops.memleak_card.forget(tensor)
         return tensor
 
     return torch_inside.known_to_scripts(found, made)
+
+
+@functools.cache
+def _taken(found: Method) -> Method:
+    def taken(*args: Any, **kwargs: Any) -> Any:
+        tensor = found(*args, **kwargs)
+        if kwargs and first_in(kwargs.values()) is not None:
+            torch.ops.memleak_card.forget(tensor)
+        return tensor
+
+    return torch_inside.known_to_scripts(found, taken)
+
+
+_FUNCTIONS: tuple[tuple[Any, tuple[str, ...], Callable[[Method], Method]], ...] = (
+    (math, _CALCULATE, _calculated),
+    (statistics, _OF_STATISTICS, _calculated),
+    (torch, _MAKE, _made),
+    (torch.Tensor, _MAKE_ALIKE, _made),
+    (torch, _TAKE, _taken),
+    (torch.Tensor, _TAKE, _taken),
+)
+"""Whose, by what names, and what takes their place."""
+
+
+def _setitem(found: Method) -> Method:
+    def __setitem__(tensor: torch.Tensor, index: Any, value: Any) -> None:
+        found(tensor, index, value)
+        if type(value) is StandIn:
+            torch.ops.memleak_card.forget(tensor)
+
+    return __setitem__
+
+
+def _from_dlpack(found: Method) -> Method:
+    def from_dlpack(given: Any, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or not isinstance(given, torch.Tensor) or _known(given):
+            return found(given, *args, **kwargs)
+        tensor = found(_DLPACK(given))
+        torch.ops.memleak_card.forget(tensor)
+        return tensor
+
+    return from_dlpack
+
+
+def _isclose(unknowns: Unknowns, found: Method) -> Method:
+    def isclose(*numbers: Any, **kwargs: Any) -> bool:
+        certain = any(isinstance(one, float) and not math.isfinite(one) for one in numbers)
+        if not certain and first_in((*numbers, *kwargs.values())) is not None:
+            unknowns.decided("a number that was read, math.isclose()")
+        return bool(found(*numbers, **kwargs))
+
+    return isclose

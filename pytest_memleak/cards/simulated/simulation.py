@@ -17,7 +17,7 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, features, library, readings, storages
+from pytest_memleak.cards.simulated import environment, faces, features, library, readings, storages, torch_inside
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.margins import Margins
 from pytest_memleak.cards.simulated.paged import paged_states
@@ -36,6 +36,12 @@ _SPACE_OF_PIECES = 1 << 40
 # What of a driver's addresses can be had: from where on, and how much.
 _SPACES = ((LOWEST, TOP - LOWEST), (EXPANDABLE, _SPACE_OF_PIECES // 2))
 
+_BAD_FORK = (
+    "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
+    "method"
+)
+"""As torch says it."""
+
 
 class Simulation:
     """One per process: tensors may outlive the tests that the card was there for."""
@@ -46,8 +52,9 @@ class Simulation:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
         self._ever_on = False
-        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
+        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {}, None)
         self.unknowns = Unknowns()
+        self._readings = readings.patches(self.unknowns)
         self.presumptions = Presumptions()
         self.margins = Margins(lambda index: self._allocators[index])
         self._answer = library.Answer(self._asked)
@@ -62,6 +69,8 @@ class Simulation:
         self.alarms: dict[int, Alarm] = {}
         """By device: who is to be told of a level and of refusals."""
         self._undo: contextlib.ExitStack | None = None
+        if (asks_again := torch_inside.ask_again_in_children()) is not None:
+            os.register_at_fork(after_in_child=asks_again)
 
     @property
     def is_on(self) -> bool:
@@ -76,7 +85,7 @@ class Simulation:
             undo.callback(self._native.memleak_card_off)
             undo.enter_context(faces.shown(self))
             undo.enter_context(storages.of_card(self._native, self.unknowns))
-            undo.enter_context(readings.labelled(self.unknowns))
+            undo.enter_context(readings.labelled(self._readings))
             undo.enter_context(self._choices)
             undo.enter_context(self.presumptions)
             undo.enter_context(features.refused(self))
@@ -105,14 +114,17 @@ class Simulation:
         For all threads: none may use the cards of before meanwhile.
         """
         alarms, self.alarms = self.alarms, {}
-        own = self.cards, self._allocators, self._places, self.generators, self._told
+        own = self.cards, self._allocators, self._places, self.generators, self._told, self._user
+        reading = contextlib.ExitStack()
+        if self.is_on:  # others may have replaced the same on top of it meanwhile: that does not come and go
+            reading.enter_context(readings.labelled(self._readings))
         was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
         self._native.memleak_card_set_aside()
         try:
             with self.unknowns.set_aside(), self.presumptions.set_aside(), self.margins.set_aside():
                 allocators = _allocators(cards)
-                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {})
+                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {}, None)
                 self.set_current(0)
                 self.on()
                 yield
@@ -126,6 +138,7 @@ class Simulation:
                 self.set_current(at)
                 for index, stream in enumerate(streams):
                     self._native.memleak_card_set_stream(index, stream)
+            reading.close()
 
     def _become(
         self,
@@ -134,6 +147,7 @@ class Simulation:
         places: Sequence[int],
         generators: tuple[torch.Generator, ...],
         told: dict[int, tuple[int, int]],
+        user: int | None,
     ) -> None:
         self.cards = tuple(cards)
         self._allocators = allocators
@@ -142,15 +156,29 @@ class Simulation:
         self.generators = generators
         self._told = told
         """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
+        self._user = user
+        """The process that has taken memory there: its forked children may not use these cards."""
         self._choices = Choices(self._native, self.cards)
-        for index, card in enumerate(cards):
-            self._native.memleak_card_workspace(index, card.workspace)
+        self.size_workspaces()
         spaces = [
             (lowest + _shift(lowest, place), lowest + _shift(lowest, place) + bytes_)
             for place in self._places
             for lowest, bytes_ in _SPACES
         ]
         self._native.memleak_card_here((ctypes.c_uint64 * (2 * len(spaces)))(*itertools.chain(*spaces)), len(spaces))
+
+    # --- forked children, which cannot use a card that their parent has used
+
+    def is_in_bad_fork(self) -> bool:
+        return self._user is not None and self._user != os.getpid()
+
+    def refuse_in_bad_fork(self) -> None:
+        if self.is_in_bad_fork():
+            raise RuntimeError(_BAD_FORK)
+
+    def unused(self) -> None:
+        """What was taken until now was nobody's."""
+        self._user = None
 
     def _places_for(self, allocators: Sequence[Allocator]) -> list[int]:
         """Some in which nothing is alive any more, each for one."""
@@ -213,6 +241,11 @@ class Simulation:
     def fraction(self, device: int) -> float:
         allocator = self.allocator(device)
         return 1.0 if allocator.cap is None else allocator.cap / allocator.total
+
+    def size_workspaces(self) -> None:
+        """As the environment says now; those that were taken before stay as they are."""
+        for index, card in enumerate(self.cards):
+            self._native.memleak_card_workspace(index, environment.workspace(os.environ, card.workspace))
 
     def release_workspaces(self) -> None:
         self._native.memleak_card_release_workspaces()
@@ -279,6 +312,11 @@ class Simulation:
             self.unknowns.answer(asked, what)
 
     def _taking(self, size: int, device: int, stream: int) -> int:
+        if self._user is None:
+            self._user = os.getpid()
+        elif self.is_in_bad_fork():
+            self._native.memleak_card_refuse(_BAD_FORK.encode())
+            return 0
         allocator, alarm = self._allocators[device], self.alarms.get(device)
         try:
             address = allocator.alloc(size, stream)
@@ -294,6 +332,8 @@ class Simulation:
         return pointer
 
     def _giving(self, pointer: int) -> None:
+        if self.is_in_bad_fork():
+            return  # the parent's: its allocator may be locked here for ever
         allocator, address = self._owners.pop(pointer)
         allocator.free(address)
 
@@ -309,6 +349,7 @@ class Simulation:
 
 
 def _allocators(cards: Sequence[Profile]) -> list[Allocator]:
+    environment.check(os.environ)
     settings = from_environment(os.environ)
     return [
         Allocator(card.total, others=card.context, settings=settings, device=index) for index, card in enumerate(cards)

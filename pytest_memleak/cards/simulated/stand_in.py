@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,9 +37,13 @@ class StandIn(float):
     __slots__ = ("_unknowns",)
     _unknowns: Unknowns
 
-    def __new__(cls, value: float, unknowns: Unknowns) -> StandIn:
-        made = super().__new__(cls, value)
-        made._unknowns = unknowns
+    _last: ClassVar[Unknowns]
+
+    def __new__(cls, value: Any = 0.0, unknowns: Unknowns | None = None) -> StandIn:
+        """Some calculate with plain numbers and make the result what their input was, by its type alone."""
+        made = super().__new__(cls, float.__float__(value) if type(value) is StandIn else value)
+        made._unknowns = StandIn._last if unknowns is None else unknowns
+        StandIn._last = made._unknowns
         return made
 
     def calculate(self, found: Callable[..., Any], *numbers: Any) -> Any:
@@ -50,7 +54,7 @@ class StandIn(float):
             self._unknowns.decided("a number that was read, and calculating with it failed")
             raise
         if isinstance(result, tuple):
-            return tuple(StandIn(one, self._unknowns) for one in result)
+            return tuple(StandIn(one, self._unknowns) if isinstance(one, float) else one for one in result)
         return StandIn(result, self._unknowns) if isinstance(result, float) else result
 
     def __round__(self, ndigits: Any = None) -> Any:
@@ -66,6 +70,10 @@ class StandIn(float):
         self._unknowns.lost("as_integer_ratio()")
         return float.as_integer_ratio(self)
 
+    def hex(self) -> str:
+        self._unknowns.lost("hex()")
+        return float.hex(self)
+
     def is_integer(self) -> bool:
         self._unknowns.decided("a number that was read, as an integer")
         return float.is_integer(self)
@@ -77,6 +85,7 @@ class StandIn(float):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[type[float], tuple[float]]:
+        self._unknowns.lost("a pickle")
         return float, (float.__float__(self),)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -98,8 +107,13 @@ class StandIn(float):
 
 
 def first_in(values: Iterable[Any]) -> StandIn | None:
-    """The first of them, if there is one among the values."""
-    return next((value for value in values if type(value) is StandIn), None)
+    """The first of them, if there is one among the values, or in lists of them."""
+    for value in values:
+        if type(value) is StandIn:
+            return value
+        if isinstance(value, list | tuple) and (found := first_in(value)) is not None:
+            return found
+    return None
 
 
 def _plain(value: Any) -> Any:

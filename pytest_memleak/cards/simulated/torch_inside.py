@@ -9,7 +9,9 @@ trial.py finds out about others.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +52,8 @@ def answers(
     for name, value in exchange.items():
         yield torch._C, f"_{name}", value
     yield cuda, "_initialized", True
-    yield cuda, "_lazy_init", lambda: None
+    yield cuda, "_lazy_init", simulation.refuse_in_bad_fork
+    yield cuda, "_is_in_bad_fork", simulation.is_in_bad_fork  # taken from torch._C when torch was imported
     # torch counts once, and writes it down itself.
     yield cuda, "_cached_device_count", len(simulation.cards)
     # The driver's own library is not to be asked.
@@ -75,7 +78,7 @@ def _of_cuda(simulation: Simulation) -> dict[str, Function]:
         "setDevice": simulation.set_current,
         "exchangeDevice": simulation.exchange,
         "maybeExchangeDevice": lambda device: simulation.current() if device < 0 else simulation.exchange(device),
-        "isInBadFork": lambda: False,
+        "isInBadFork": simulation.is_in_bad_fork,
         "getCompiledVersion": lambda: 12080,
         "getDriverVersion": lambda: 12080,
         "getArchFlags": lambda: "sm_80 sm_86 sm_89 sm_90",
@@ -133,6 +136,23 @@ INDUCTOR = (torch._TorchCompileInductorWrapper, "__call__")
 
 tensors_in = tree_leaves
 """All that is in nested lists, tuples and dictionaries."""
+
+
+# --- forked children
+
+_SET_ASKS_AGAIN = "_ZN5torch5utils24set_requires_device_initEN3c1010DeviceTypeEb"
+"""set_requires_device_init(DeviceType, bool), which is not for Python."""
+
+
+def ask_again_in_children() -> Function | None:
+    """torch asks once in a process whether a device is ready: what makes it ask again, or None if it is not found."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
+    try:
+        found = getattr(ctypes.CDLL(str(path)), _SET_ASKS_AGAIN)
+    except (OSError, AttributeError):
+        return None  # what takes memory is refused by the card itself
+    found.restype, found.argtypes = None, [ctypes.c_int8, ctypes.c_bool]
+    return lambda: found(CUDA, True)
 
 
 # --- operations

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pytest_memleak.errors import NotSimulated
 from pytest_memleak.upstream.where import caller, shown
-from pytest_memleak.wording import plural
+from pytest_memleak.wording import LET_GO, plural
 
 PLACEHOLDER = 1.0
 """What a program reads where a floating-point number is not known: a loss to log, a norm."""
@@ -125,10 +125,7 @@ class Unknowns:
             yield f"{count} read and that nobody knows: placeholders ({PLACEHOLDER} each), at {lines}"
         if self.let_go:
             often = plural(self.let_go.total(), "time")
-            yield (
-                f"values that nobody knows became ordinary numbers, {often}: what is decided by such a number is not "
-                f"noticed, at {_lines(self.let_go)}"
-            )
+            yield (f"{LET_GO}, {often}: what is decided by such a number is not noticed, at {_lines(self.let_go)}")
 
     def doubt(self) -> str | None:
         """Why the run cannot be believed, or None."""

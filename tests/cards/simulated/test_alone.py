@@ -29,3 +29,7 @@ def test_values(pytester: pytest.Pytester) -> None:
 
 def test_margins(pytester: pytest.Pytester) -> None:
     run_alone(pytester, Path(__file__).with_name("margins.py"))
+
+
+def test_forks(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("forks.py"))

@@ -6,12 +6,16 @@ import copy
 import io
 import json
 import math
+import numbers
 import pickle
+import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +28,17 @@ from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.errors import Unavailable
 
 Program = Callable[[], Any]
+
+
+def from_dlpack(tensor: torch.Tensor) -> torch.Tensor:
+    made: torch.Tensor = vars(torch)["from_dlpack"](tensor)
+    return made
+
+
+def with_part(value: Any) -> torch.Tensor:
+    made = torch.zeros(3)
+    made[0] = value
+    return made
 
 
 @pytest.fixture
@@ -88,8 +103,28 @@ DECISIONS: dict[str, Program] = {
     "what was calculated": lambda: round(sum([loss().item(), loss().item()]) / 2, 3) > 1,
     "perplexity": lambda: math.exp(loss().item()) < 50,
     "division by zero": raising(lambda: 1 / (loss().item() - loss().item()), ZeroDivisionError),
+    "close to another": lambda: math.isclose(loss().item(), 1.0),
+    "mean": lambda: statistics.mean([loss().item(), loss().item()]) > 1000,
+    "quick mean": lambda: statistics.fmean(loss().item() for _ in range(3)) > 1000,
+    "summed exactly": lambda: math.fsum([loss().item(), 1.0]) > 1000,
+    "out of an iterator": lambda: math.fsum(loss().item() for _ in range(2)) > 1000,
+    "multiplied": lambda: math.prod([loss().item(), 1.0]) > 1000,
+    "length": lambda: math.hypot(loss().item(), 1) > 1000,
+    "distance": lambda: math.dist([loss().item()], [0.0]) > 1000,
+    "sign": lambda: math.copysign(1.0, loss().item()) > 0,
+    "rest": lambda: math.fmod(loss().item(), 2.0) > 1,
+    "fraction and whole": lambda: math.modf(loss().item())[1] > 1,
+    "by its type": lambda: type(number())(2.5) > 1,
     "out of a list": lambda: copied(2).tolist()[0] > 0,
     "in a tensor again": lambda: bool(torch.tensor([loss().item(), 2.0]).mean() < 5),
+    "in a nested list": lambda: bool(torch.tensor([[loss().item()], [2.0]]).mean() < 5),
+    "as a tensor's part": lambda: bool(with_part(loss().item())[0] < 5),
+    "as alpha": lambda: bool(torch.add(torch.ones(()), torch.ones(()), alpha=loss().item()) < 5),
+    "as alpha in place": lambda: bool(torch.ones(()).sub_(torch.ones(()), alpha=loss().item()) < 5),
+    "as value": lambda: bool(torch.ones(()).addcdiv_(torch.ones(()), torch.ones(()), value=loss().item()) < 5),
+    "full_like": lambda: bool(torch.full_like(torch.ones(()), loss().item()) < 5),
+    "new_full": lambda: bool(torch.ones(3).new_full((), loss().item()) < 5),
+    "by DLPack": lambda: bool(from_dlpack(loss().cpu()) < 5),
     "with a tensor": lambda: bool(torch.ones(()) * loss().item() < 5),
     "tensor of the card": lambda: bool(loss()),
     "tensor of the card as an integer": lambda: int(loss()),
@@ -115,6 +150,9 @@ READINGS: dict[str, Program] = {
     "itself": lambda: [number == number and number in [number] for number in [loss().item()]],
     "nothing": lambda: number() in (None, "1"),
     "float()": lambda: float(loss()) + float(loss().item()),
+    "written to a part of the card's": lambda: large().__setitem__((0, 0), loss().item()),
+    "DLPack for others": lambda: copied(3).__dlpack__(),
+    "square root of a tensor": lambda: math.sqrt(torch.ones(1)) + sum(with_part(2.0)),
     "numpy": lambda: copied(3).numpy() * loss().item(),
     "list": lambda: [number / 2 for number in copied(3).tolist()],
     "copied integers": lambda: counts() * 2,
@@ -181,6 +219,36 @@ def test_ordinary_numbers_are_told_of(unknowns: Unknowns) -> None:
     assert "became ordinary numbers, 1 time: what is decided by such a number is not noticed" in became
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda: float(number()),
+        lambda: complex(number()),
+        lambda: number().hex(),
+        lambda: Fraction(number()),
+        lambda: statistics.pstdev([number(), 2.0]) > 2,
+        lambda: pickle.dumps(number()),
+        lambda: copied(3).numpy() > 2,
+        lambda: numpy.mean([number(), number()]) > 2,
+        lambda: numpy.from_dlpack(copied(3)) > 2,
+    ],
+)
+def test_where_a_number_is_let_go_of(unknowns: Unknowns, program: Program) -> None:
+    program()
+    assert unknowns.let_go
+    assert all("values.py:" in place for place in unknowns.let_go)
+    assert unknowns.doubt() is None
+
+
+def test_a_number_is_found_wherever_it_is_compared(unknowns: Unknowns) -> None:
+    for go_by in (lambda: sorted([number(), 5.0]), lambda: max(0, number()), lambda: min([number(), 2.0])):
+        unknowns.reset()
+        go_by()
+        assert unknowns.doubt() is not None
+    assert isinstance(number(), numbers.Real)
+    assert type(sum([number(), 1])) is type(sum(map(copy.copy, [number()]))) is StandIn
+
+
 def test_known_values_stay_known(unknowns: Unknowns) -> None:
     ids = torch.arange(6, device="cuda").reshape(2, 3)
     assert ids.sum().item() == 15
@@ -190,6 +258,10 @@ def test_known_values_stay_known(unknowns: Unknowns) -> None:
     assert torch.equal(ids.cpu(), torch.arange(6).reshape(2, 3))
     assert math.exp(0.0) == 1.0
     assert known(torch.tensor([1.0, 2.0]))
+    assert known(torch.add(torch.ones(2), torch.ones(2), alpha=2.0))
+    assert known(from_dlpack(torch.ones(2)))
+    assert math.fsum(iter([1.0, 2.0])) == statistics.mean([2.0, 4.0]) == 3.0
+    assert math.isclose(1.0, 1.0 + 1e-12)
     assert not any(unknowns.counters())
 
 
@@ -322,6 +394,17 @@ def test_scripts_are_compiled_as_ever() -> None:
     assert torch.jit.script(scripted)(torch.ones(1)).item() == 2.5
     with torch.device("cuda"):
         assert torch.tensor([1.0]).is_cuda
+        assert torch.full_like(torch.ones(2, device="cpu"), 1.0).is_cpu
+
+
+@pytest.mark.usefixtures("simulation")
+def test_functions_are_compiled_whole_as_ever() -> None:
+    def function(one: torch.Tensor) -> torch.Tensor:
+        two = torch.add(one, one, alpha=2).add_(1).addcmul_(one, one, value=0.5)
+        two[0] = 7.0
+        return two
+
+    assert torch.compile(function, backend="eager", fullgraph=True)(torch.ones(2)).tolist() == [7.0, 4.5]
 
 
 def test_other_threads_are_seen(simulation: Simulation) -> None:
