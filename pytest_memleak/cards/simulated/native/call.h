@@ -80,8 +80,8 @@ class Call {
   bool is_argument(const at::Tensor& tensor) const;
 
   template <typename Each>
-  void each_read(const Each& each) const {
-    for (size_t index = 0; index < arguments_.size(); ++index) {
+  void each_read(size_t first, const Each& each) const {
+    for (size_t index = first; index < arguments_.size(); ++index) {
       if (operation_.is_read[index]) {
         each_tensor(arguments_[index], each);
       }
@@ -100,7 +100,7 @@ class Call {
  private:
   void check_device(const at::Tensor& tensor) const;
   Stack arguments_on_cpu() const;
-  c10::IValue shadow(const c10::IValue& value);
+  c10::IValue shadow(const c10::IValue& value, bool is_result);
   at::Tensor result(const at::Tensor& found, int view);
   Stack without_shape_function();
 

@@ -6,6 +6,7 @@
 #include "scratch.cpp"
 #include "device.cpp"
 #include "values.cpp"
+#include "refusals.cpp"
 #include "operation.cpp"
 #include "attention_values.cpp"
 #include "call.cpp"

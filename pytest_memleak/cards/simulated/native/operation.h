@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "refusals.h"
 #include "scratch.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -30,6 +31,7 @@ struct Operation {
   bool random = false;
   bool shape_from_values = false;
   bool takes_cpu = false;
+  bool hands_back = false;  // its results are what it was given for them
   bool product = false;
   bool only_views = false;
   bool one_by_one = false;  // the tensors of lists, so that they may be on several devices
@@ -39,7 +41,9 @@ struct Operation {
   std::vector<size_t> decided_by;  // arguments by whose values the shapes of the results go, or results that are no tensors
   size_t left_alone = SIZE_MAX;  // an argument that is written to for numbers alone that are not finite
   size_t on_cpu_from = SIZE_MAX;  // results from here on are the CPU's
+  size_t factor_of_self = SIZE_MAX;  // an argument: the first one is not read where this is zero
   Scratch scratch;
+  Refusals refusals;
   ByHand by_hand = nullptr;
 };
 

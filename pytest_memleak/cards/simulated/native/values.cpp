@@ -86,7 +86,8 @@ void written(const at::Tensor& tensor, bool is_known) {
     values::known.erase(storage.data());
   } else if (
       values::possible && tensor.is_non_overlapping_and_dense() &&
-      static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes()) {
+      (static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes() || storage.use_count() == 1)) {
+    // All of it was written, or all that anybody sees of it.
     values::known.insert(storage.data());
   }
 }
@@ -111,11 +112,16 @@ std::optional<bool> alike(const at::Tensor& tensor) {
 }
 
 at::Tensor values_of(const at::Tensor& tensor) {
-  return at::from_blob(
+  at::Tensor values = at::from_blob(
       tensor.unsafeGetTensorImpl()->mutable_data(),
       tensor.sizes(),
       tensor.strides(),
       tensor.options().device(at::kCPU).requires_grad(false));
+  if (tensor.is_conj() || tensor.is_neg()) {
+    values._set_conj(tensor.is_conj());
+    values._set_neg(tensor.is_neg());
+  }
+  return values;
 }
 
 OwnRandomness::OwnRandomness()
