@@ -17,7 +17,7 @@ from pytest_memleak.cards.allocator.addresses import EXPANDABLE, LOWEST, TOP
 from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.allocator.refusal import CardFull
 from pytest_memleak.cards.allocator.settings import from_environment
-from pytest_memleak.cards.simulated import faces, features, library, readings, storages
+from pytest_memleak.cards.simulated import faces, features, library, readings, storages, torch_inside
 from pytest_memleak.cards.simulated.choices import Choices
 from pytest_memleak.cards.simulated.paged import paged_states
 from pytest_memleak.cards.simulated.presumptions import Presumptions
@@ -44,7 +44,7 @@ class Simulation:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
         self._ever_on = False
-        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {})
+        self._become(cards, _allocators(cards), range(len(cards)), {})
         self.unknowns = Unknowns()
         self.presumptions = Presumptions()
         self._answer = library.Answer(self.unknowns.answer)
@@ -69,6 +69,7 @@ class Simulation:
         with contextlib.ExitStack() as undo:
             self._native.memleak_card_on(len(self.cards), self._take, self._give)
             undo.callback(self._native.memleak_card_off)
+            self.generators = torch_inside.default_generators(len(self.cards))
             undo.enter_context(faces.shown(self))
             undo.enter_context(storages.of_card(self._native, self.unknowns))
             undo.enter_context(readings.labelled(self.unknowns))
@@ -99,17 +100,18 @@ class Simulation:
 
         For all threads: none may use the cards of before meanwhile.
         """
-        own = self.cards, self._allocators, self._places, self.generators, self._told
+        own = self.cards, self._allocators, self._places, self._told
         was_on, at, streams = self.is_on, self.current(), [self.stream(index) for index in range(len(self.cards))]
         self.off()
         self._native.memleak_card_set_aside()
         try:
             with self.unknowns.set_aside(), self.presumptions.set_aside():
                 allocators = _allocators(cards)
-                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {})
+                self._become(cards, allocators, self._places_for(allocators), {})
                 self.set_current(0)
                 self.on()
-                yield
+                with torch_inside.generators_set_aside():
+                    yield
         finally:
             self.off()
             self._native.memleak_card_take_back()
@@ -125,14 +127,12 @@ class Simulation:
         cards: Sequence[Profile],
         allocators: list[Allocator],
         places: Sequence[int],
-        generators: tuple[torch.Generator, ...],
         told: dict[int, tuple[int, int]],
     ) -> None:
         self.cards = tuple(cards)
         self._allocators = allocators
         self._places = tuple(places)
         """Where in the address space each card's memory is."""
-        self.generators = generators
         self._told = told
         """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
         self._choices = Choices(self._native, self.cards)
@@ -292,10 +292,6 @@ def _allocators(cards: Sequence[Profile]) -> list[Allocator]:
     return [
         Allocator(card.total, others=card.context, settings=settings, device=index) for index, card in enumerate(cards)
     ]
-
-
-def _generators(cards: Sequence[Profile]) -> tuple[torch.Generator, ...]:
-    return tuple(torch.Generator() for _ in cards)
 
 
 def _shift(address: int, place: int) -> int:

@@ -19,6 +19,8 @@ import torch.jit._builtins
 import torch.utils._device
 from torch.utils._pytree import tree_leaves
 
+from pytest_memleak.cards.simulated.profiles import MOST_CARDS
+
 if TYPE_CHECKING:
     from pytest_memleak.cards.simulated.simulation import Simulation
 
@@ -133,6 +135,25 @@ INDUCTOR = (torch._TorchCompileInductorWrapper, "__call__")
 
 tensors_in = tree_leaves
 """All that is in nested lists, tuples and dictionaries."""
+
+
+def default_generators(count: int) -> tuple[torch.Generator, ...]:
+    """Of that many cards; those of the native half, which are there once the cards are on."""
+    return tuple(torch.ops.memleak_card.default_generator(index) for index in range(count))
+
+
+@contextlib.contextmanager
+def generators_set_aside() -> Iterator[None]:
+    """Until the end those of all cards are as new; then they are as before."""
+    all_of_them = default_generators(MOST_CARDS)
+    before = [generator.get_state() for generator in all_of_them]
+    for generator in all_of_them:
+        generator.manual_seed(torch.random.default_generator.initial_seed())
+    try:
+        yield
+    finally:
+        for generator, state in zip(all_of_them, before, strict=True):
+            generator.set_state(state)
 
 
 # --- operations

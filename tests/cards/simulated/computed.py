@@ -1,4 +1,4 @@
-"""What is computed for real is what the CPU comes to: views of another type, numbers that are complex, losses, products."""
+"""What is computed for real is what the CPU comes to: views of another type, complex numbers, losses, products."""
 
 from __future__ import annotations
 
@@ -149,3 +149,44 @@ def test_what_is_written_in_part_is_not_known() -> None:
     whole = torch.empty(4, device="cuda")
     whole[1:] = torch.ones(3, device="cuda")
     assert not known(whole)
+
+
+def test_a_generator_of_the_card() -> None:
+    generator = torch.Generator(device="cuda")
+    assert generator.device == torch.device("cuda", 0)
+
+    def drawn() -> list[float]:
+        found: list[float] = torch.randn(4, generator=generator, device="cuda").tolist()
+        return found
+
+    generator.manual_seed(3)
+    first, state, second = drawn(), generator.get_state(), drawn()
+    assert first != second
+    assert state.numel() == 16
+    generator.set_state(state)
+    assert drawn() == second
+    generator.manual_seed(3)
+    assert drawn() == first
+    torch.randn(1024, 1024, generator=generator, device="cuda")
+    assert torch.randperm(4, generator=generator, device="cuda").sum().item() == 6
+    with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator but found 'cpu'"):
+        torch.randn(4, generator=torch.Generator(), device="cuda")
+
+
+def test_random_numbers_follow_the_seed() -> None:
+    def drawn() -> list[float]:
+        found: list[float] = torch.rand(4, device="cuda").tolist()
+        return found
+
+    torch.manual_seed(5)
+    first = drawn()
+    assert first != drawn()
+    assert torch.cuda.initial_seed() == 5
+    torch.cuda.manual_seed(5)
+    assert drawn() == first
+    state = torch.cuda.get_rng_state()
+    second = drawn()
+    torch.cuda.set_rng_state(state)
+    assert drawn() == second
+    with torch.random.fork_rng():
+        drawn()

@@ -31,5 +31,9 @@ def test_computed(pytester: pytest.Pytester) -> None:
     run_alone(pytester, Path(__file__).with_name("computed.py"))
 
 
+def test_normalization(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("normalization.py"))
+
+
 def test_values(pytester: pytest.Pytester) -> None:
     run_alone(pytester, Path(__file__).with_name("values.py"))

@@ -3,6 +3,8 @@
 
 #include "call.h"
 
+#include "generators.h"
+
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
@@ -61,6 +63,21 @@ void Call::check_device(const at::Tensor& tensor) const {
       ")");
 }
 
+at::Generator Call::generator() const {
+  for (const c10::IValue& argument : arguments_) {
+    if (argument.isGenerator() && argument.toGenerator().defined()) {
+      const at::Generator found = argument.toGenerator();
+      TORCH_CHECK(
+          found.device().type() == kCard,
+          "Expected a 'cuda' device type for generator but found '",
+          found.device().type(),
+          "'");
+      return found;
+    }
+  }
+  return default_generator(device_.index());
+}
+
 Stack Call::on_meta() {
   Stack stack;
   for (size_t index = 0; index < arguments_.size(); ++index) {
@@ -113,7 +130,12 @@ Stack Call::on_card_again(const Stack& found) {
   if (operation_.one_by_one) {
     each_tensor(arguments_[0], [&](const at::Tensor& tensor) { devices.push_back(tensor.device()); });
   }
-  for (const size_t index : operation_.order) {
+  std::vector<size_t> order = operation_.order;
+  if (operation_.scratch.first_is_last != nullptr &&
+      operation_.scratch.first_is_last({op_.schema(), arguments_, {}})) {
+    std::rotate(order.begin(), order.begin() + 1, order.end());
+  }
+  for (const size_t index : order) {
     if (operation_.cudnn_attention && index == 1 && !arguments_[4].toBool()) {
       results[index] = at::Tensor();  // the logarithms of the sums are for a backward pass
       continue;

@@ -64,6 +64,9 @@ class Call {
     return device_;
   }
 
+  // Where its random numbers come from.
+  at::Generator generator() const;
+
   // The results of the operation on tensors without memory.
   Stack on_meta();
 
@@ -91,7 +94,7 @@ class Call {
   template <typename Each>
   void each_written(const Each& each) const {
     for (size_t index = 0; index < arguments_.size(); ++index) {
-      if (operation_.is_written[index] && index != operation_.left_alone) {
+      if (operation_.writes(arguments_, index) && index != operation_.left_alone) {
         each_tensor(arguments_[index], each);
       }
     }

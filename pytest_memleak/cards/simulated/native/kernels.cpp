@@ -6,6 +6,7 @@
 // tensor that Python has seen counts one more reference, and autograd then adds gradients in another way.
 
 
+#include "generators.h"
 #include "kernels.h"
 #include "marks.h"
 
@@ -58,7 +59,7 @@ void compute(const Call& call, const Operation& operation, const Stack& results)
   Stack found;
   try {
     if (operation.random) {
-      const OwnRandomness own;
+      const OwnRandomness own(call.generator());
       found = call.on_cpu(results);
     } else {
       found = call.on_cpu(results);
@@ -96,6 +97,7 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
     const auto arguments = torch::jit::last(*stack, count);
     Call call(op, operation, arguments);
     const OnDevice on(call.device());
+    const at::Generator generator = operation.random ? call.generator() : at::Generator();
     if (operation.refusals.types != nullptr) {
       operation.refusals.types({op.schema(), arguments, {}});
     }
@@ -134,6 +136,9 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
           take_workspace(call.device(), true);
         }
       }
+    }
+    if (generator.defined()) {
+      advance(generator);
     }
     if (operation.scratch.after) {
       operation.scratch.after({op.schema(), arguments, results});

@@ -52,12 +52,18 @@ Operation read_schema(const c10::OperatorHandle& op) {
       {"copy_", "_foreach_copy_", "fill_", "zero_", "_foreach_zero_", "normal_", "uniform_", "random_", "bernoulli_",
        "exponential_", "log_normal_", "geometric_", "cauchy_"});
   const bool fills_others = one_of(found.name, {"_cummax_helper", "_cummin_helper"});
+  // torch's schemas of these do not say that they write.
+  const bool keeps_running = one_of(found.name, {"native_batch_norm", "cudnn_batch_norm"});
   std::map<c10::Symbol, int> base;
   size_t handed_in = 0;
   for (size_t index = 0; index < schema.arguments().size(); ++index) {
     const c10::Argument& argument = schema.arguments()[index];
     const c10::AliasInfo* const alias = argument.alias_info();
-    const bool is_written = alias != nullptr && alias->isWrite();
+    const bool is_written = (alias != nullptr && alias->isWrite()) ||
+        (keeps_running && (argument.name() == "running_mean" || argument.name() == "running_var"));
+    if (keeps_running && argument.name() == "training") {
+      found.writes_if = index;
+    }
     found.is_written.push_back(is_written);
     handed_in += argument.is_out() ? 1 : 0;
     found.is_read.push_back(!is_written || (!argument.is_out() && !(index == 0 && writes_only) && !fills_others));
@@ -114,6 +120,9 @@ Operation read_schema(const c10::OperatorHandle& op) {
   found.scratch = scratch_of(found.name);
   found.refusals = refusals_of(found.name);
   found.by_hand = attention_by_hand(found.name);
+  if (found.by_hand == nullptr) {
+    found.by_hand = normalization_by_hand(found.name);
+  }
   return found;
 }
 

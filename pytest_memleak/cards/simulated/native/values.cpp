@@ -2,6 +2,7 @@
 
 #include "values.h"
 
+#include "generators.h"
 #include "marks.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -25,12 +26,6 @@ std::unordered_map<const void*, bool> all_alike;
 std::mutex& randomness_mutex() {
   static std::mutex* const one = new std::mutex();
   return *one;
-}
-
-// The state of the card's own random numbers; undefined before the first of them.
-at::Tensor& randomness() {
-  static at::Tensor* const state = new at::Tensor();
-  return *state;
 }
 
 }  // namespace values
@@ -124,22 +119,13 @@ at::Tensor values_of(const at::Tensor& tensor) {
   return values;
 }
 
-OwnRandomness::OwnRandomness()
+OwnRandomness::OwnRandomness(const at::Generator& of)
     : lock_(values::randomness_mutex()), generator_(at::detail::getDefaultCPUGenerator()) {
   theirs_ = generator_.get_state();
-  if (values::randomness().defined()) {
-    generator_.set_state(values::randomness());
-  } else {
-    generator_.set_current_seed(0);
-  }
+  generator_.set_current_seed(next_seed(of));
 }
 
 OwnRandomness::~OwnRandomness() {
-  if (values::randomness().defined()) {
-    values::randomness().copy_(generator_.get_state());
-  } else {
-    values::randomness() = generator_.get_state();
-  }
   generator_.set_state(theirs_);
 }
 
