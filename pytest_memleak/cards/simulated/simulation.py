@@ -253,8 +253,8 @@ class Simulation:
             warp_size=32,
             regs_per_multiprocessor=65536,
             shared_memory_per_block=49152,
-            shared_memory_per_block_optin=232448,
-            L2_cache_size=0,
+            shared_memory_per_block_optin=card.shared_memory,
+            L2_cache_size=card.cache,
             gcnArchName="",
             uuid=f"simulated-{index}",
         )

@@ -148,7 +148,7 @@ def generators_set_aside() -> Iterator[None]:
     all_of_them = default_generators(MOST_CARDS)
     before = [generator.get_state() for generator in all_of_them]
     for generator in all_of_them:
-        generator.manual_seed(torch.random.default_generator.initial_seed())
+        generator.manual_seed(torch.initial_seed())
     try:
         yield
     finally:

@@ -173,7 +173,7 @@ def test_a_resnet_is_trained_and_used(simulation: Simulation, dtype: torch.dtype
     for _ in range(2):
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             loss = torch.nn.functional.cross_entropy(model(images), torch.arange(4, device="cuda"))
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
     with torch.inference_mode():
