@@ -10,6 +10,7 @@ from pytest_memleak.errors import BadInput
 
 GIB = UNITS["GiB"]
 MIB = UNITS["MiB"]
+KIB = UNITS["KiB"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Profile:
     """What the driver calls the card's memory: less than what is sold."""
     capability: tuple[int, int]
     processors: int
+    cache: int
+    """What is between the processors and the memory (L2)."""
     context: int = 552_402_944
     """What the driver and the context take before the first tensor."""
 
@@ -32,23 +35,30 @@ class Profile:
         return 1536 if (8, 6) <= self.capability < (9, 0) or self.capability[0] == 12 else 2048
 
     @property
+    def shared_memory(self) -> int:
+        """What one block of threads can have of a processor's own memory, if it asks for more than the usual."""
+        if self.capability[0] >= 9:
+            return (228 if self.capability[0] < 12 else 100) * KIB - KIB
+        return {(7, 5): 64 * KIB, (8, 0): 163 * KIB}.get(self.capability, 99 * KIB)
+
+    @property
     def workspace(self) -> int:
         """What torch gives cuBLAS for each thread's products, unless the environment says otherwise."""
         return 32 * MIB if self.capability[0] == 9 else 8 * MIB + 128 * 1024
 
 
 # The H200 was looked at. The totals of the others are what such cards are known to report: they vary with the driver,
-# and were not read on a card for this list.
+# and were not read on a card for this list. Sizes of caches are from data sheets; the H200's was read.
 PROFILES = {
-    "rtx3090": Profile("NVIDIA GeForce RTX 3090", 25_438_126_080, (8, 6), 82),
-    "rtx4090": Profile("NVIDIA GeForce RTX 4090", 25_386_352_640, (8, 9), 128),
-    "t4": Profile("Tesla T4", 15_828_320_256, (7, 5), 40),
-    "a10g": Profile("NVIDIA A10G", 23_836_033_024, (8, 6), 80),
-    "l4": Profile("NVIDIA L4", 23_667_081_216, (8, 9), 58),
-    "a100-40g": Profile("NVIDIA A100-SXM4-40GB", 42_505_273_344, (8, 0), 108),
-    "a100-80g": Profile("NVIDIA A100-SXM4-80GB", 85_095_874_560, (8, 0), 108),
-    "h100": Profile("NVIDIA H100 80GB HBM3", 85_045_542_912, (9, 0), 132),
-    "h200": Profile("NVIDIA H200", 150_109_880_320, (9, 0), 132),
+    "rtx3090": Profile("NVIDIA GeForce RTX 3090", 25_438_126_080, (8, 6), 82, 6 * MIB),
+    "rtx4090": Profile("NVIDIA GeForce RTX 4090", 25_386_352_640, (8, 9), 128, 72 * MIB),
+    "t4": Profile("Tesla T4", 15_828_320_256, (7, 5), 40, 4 * MIB),
+    "a10g": Profile("NVIDIA A10G", 23_836_033_024, (8, 6), 80, 6 * MIB),
+    "l4": Profile("NVIDIA L4", 23_667_081_216, (8, 9), 58, 48 * MIB),
+    "a100-40g": Profile("NVIDIA A100-SXM4-40GB", 42_505_273_344, (8, 0), 108, 40 * MIB),
+    "a100-80g": Profile("NVIDIA A100-SXM4-80GB", 85_095_874_560, (8, 0), 108, 40 * MIB),
+    "h100": Profile("NVIDIA H100 80GB HBM3", 85_045_542_912, (9, 0), 132, 50 * MIB),
+    "h200": Profile("NVIDIA H200", 150_109_880_320, (9, 0), 132, 60 * MIB),
 }
 DEFAULT = "h200"
 MOST_CARDS = 8

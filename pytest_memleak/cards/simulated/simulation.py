@@ -52,7 +52,7 @@ class Simulation:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
         self._ever_on = False
-        self._become(cards, _allocators(cards), range(len(cards)), _generators(cards), {}, None)
+        self._become(cards, _allocators(cards), range(len(cards)), {}, None)
         self.unknowns = Unknowns()
         self._readings = readings.patches(self.unknowns)
         self.presumptions = Presumptions()
@@ -83,6 +83,7 @@ class Simulation:
         with contextlib.ExitStack() as undo:
             self._native.memleak_card_on(len(self.cards), self._take, self._give)
             undo.callback(self._native.memleak_card_off)
+            self.generators = torch_inside.default_generators(len(self.cards))
             undo.enter_context(faces.shown(self))
             undo.enter_context(storages.of_card(self._native, self.unknowns))
             undo.enter_context(readings.labelled(self._readings))
@@ -114,7 +115,7 @@ class Simulation:
         For all threads: none may use the cards of before meanwhile.
         """
         alarms, self.alarms = self.alarms, {}
-        own = self.cards, self._allocators, self._places, self.generators, self._told, self._user
+        own = self.cards, self._allocators, self._places, self._told, self._user
         reading = contextlib.ExitStack()
         if self.is_on:  # others may have replaced the same on top of it meanwhile: that does not come and go
             reading.enter_context(readings.labelled(self._readings))
@@ -124,10 +125,11 @@ class Simulation:
         try:
             with self.unknowns.set_aside(), self.presumptions.set_aside(), self.margins.set_aside():
                 allocators = _allocators(cards)
-                self._become(cards, allocators, self._places_for(allocators), _generators(cards), {}, None)
+                self._become(cards, allocators, self._places_for(allocators), {}, None)
                 self.set_current(0)
                 self.on()
-                yield
+                with torch_inside.generators_set_aside():
+                    yield
         finally:
             self.off()
             self._native.memleak_card_take_back()
@@ -145,7 +147,6 @@ class Simulation:
         cards: Sequence[Profile],
         allocators: list[Allocator],
         places: Sequence[int],
-        generators: tuple[torch.Generator, ...],
         told: dict[int, tuple[int, int]],
         user: int | None,
     ) -> None:
@@ -153,7 +154,6 @@ class Simulation:
         self._allocators = allocators
         self._places = tuple(places)
         """Where in the address space each card's memory is."""
-        self.generators = generators
         self._told = told
         """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
         self._user = user
@@ -297,8 +297,8 @@ class Simulation:
             warp_size=32,
             regs_per_multiprocessor=65536,
             shared_memory_per_block=49152,
-            shared_memory_per_block_optin=232448,
-            L2_cache_size=0,
+            shared_memory_per_block_optin=card.shared_memory,
+            L2_cache_size=card.cache,
             gcnArchName="",
             uuid=f"simulated-{index}",
         )
@@ -354,10 +354,6 @@ def _allocators(cards: Sequence[Profile]) -> list[Allocator]:
     return [
         Allocator(card.total, others=card.context, settings=settings, device=index) for index, card in enumerate(cards)
     ]
-
-
-def _generators(cards: Sequence[Profile]) -> tuple[torch.Generator, ...]:
-    return tuple(torch.Generator() for _ in cards)
 
 
 def _shift(address: int, place: int) -> int:

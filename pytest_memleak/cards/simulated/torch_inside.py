@@ -21,6 +21,8 @@ import torch.jit._builtins
 import torch.utils._device
 from torch.utils._pytree import tree_leaves
 
+from pytest_memleak.cards.simulated.profiles import MOST_CARDS
+
 if TYPE_CHECKING:
     from pytest_memleak.cards.simulated.simulation import Simulation
 
@@ -153,6 +155,28 @@ def ask_again_in_children() -> Function | None:
         return None  # what takes memory is refused by the card itself
     found.restype, found.argtypes = None, [ctypes.c_int8, ctypes.c_bool]
     return lambda: found(CUDA, True)
+
+
+# --- generators
+
+
+def default_generators(count: int) -> tuple[torch.Generator, ...]:
+    """Of that many cards; those of the native half, which are there once the cards are on."""
+    return tuple(torch.ops.memleak_card.default_generator(index) for index in range(count))
+
+
+@contextlib.contextmanager
+def generators_set_aside() -> Iterator[None]:
+    """Until the end those of all cards are as new; then they are as before."""
+    all_of_them = default_generators(MOST_CARDS)
+    before = [generator.get_state() for generator in all_of_them]
+    for generator in all_of_them:
+        generator.manual_seed(torch.initial_seed())
+    try:
+        yield
+    finally:
+        for generator, state in zip(all_of_them, before, strict=True):
+            generator.set_state(state)
 
 
 # --- operations

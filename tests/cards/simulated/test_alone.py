@@ -23,6 +23,18 @@ def test_bitsandbytes(first: bool, pytester: pytest.Pytester, monkeypatch: pytes
     run_alone(pytester, Path(__file__).with_name("quantized.py"))
 
 
+def test_refusals(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("refusals.py"))
+
+
+def test_computed(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("computed.py"))
+
+
+def test_normalization(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("normalization.py"))
+
+
 def test_values(pytester: pytest.Pytester) -> None:
     run_alone(pytester, Path(__file__).with_name("values.py"))
 

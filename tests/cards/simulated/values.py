@@ -426,6 +426,15 @@ def test_told_what_a_processor_holds(simulation: Simulation) -> None:
     ]
 
 
+def test_told_what_a_processor_has_of_its_own(simulation: Simulation) -> None:
+    properties: Any = torch.cuda.get_device_properties(0)
+    # Both were read on an H200.
+    assert (properties.shared_memory_per_block_optin, properties.L2_cache_size) == (232448, 62914560)
+    cards = {name: cards_of(name)[0] for name in ("t4", "rtx3090", "l4", "a100-40g", "h100")}
+    assert [card.shared_memory for card in cards.values()] == [65536, 101376, 101376, 166912, 232448]
+    assert [card.cache >> 20 for card in cards.values()] == [4, 6, 48, 40, 50]
+
+
 def test_the_lines_of_libraries_are_not_named(unknowns: Unknowns) -> None:
     assert pytest.approx(1.0) == loss().item()
     (place,) = unknowns.decisions

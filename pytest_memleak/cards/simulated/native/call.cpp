@@ -3,11 +3,29 @@
 
 #include "call.h"
 
+#include "generators.h"
+
 #include <ATen/EmptyTensor.h>
-#include <ATen/ops/as_strided.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 
 namespace memleak {
+namespace {
+
+// The memory of `base` as `found` sees that of what stands for it, which begins where its storage does. Complex numbers
+// may be pairs of real ones there, or bytes another type.
+at::Tensor view_of(const at::Tensor& base, const at::Tensor& found) {
+  const auto size = static_cast<int64_t>(base.itemsize()), other = static_cast<int64_t>(found.itemsize());
+  at::Tensor one = at::detail::make_tensor<c10::TensorImpl>(
+      c10::TensorImpl::VIEW, c10::Storage(base.storage()), base.key_set(), found.dtype());
+  one.unsafeGetTensorImpl()->set_sizes_and_strides(
+      found.sizes(), found.strides(), base.storage_offset() * size / other + found.storage_offset());
+  one._set_conj(found.is_conj());
+  one._set_neg(found.is_neg());
+  return one;
+}
+
+}  // namespace
 
 Call::Call(const c10::OperatorHandle& op, const Operation& operation, at::ArrayRef<c10::IValue> arguments)
     : op_(op), operation_(operation), arguments_(arguments), device_(kCard, current_device()) {
@@ -45,10 +63,27 @@ void Call::check_device(const at::Tensor& tensor) const {
       ")");
 }
 
+at::Generator Call::generator() const {
+  for (const c10::IValue& argument : arguments_) {
+    if (argument.isGenerator() && argument.toGenerator().defined()) {
+      const at::Generator found = argument.toGenerator();
+      TORCH_CHECK(
+          found.device().type() == kCard,
+          "Expected a 'cuda' device type for generator but found '",
+          found.device().type(),
+          "'");
+      return found;
+    }
+  }
+  return default_generator(device_.index());
+}
+
 Stack Call::on_meta() {
   Stack stack;
-  for (const c10::IValue& argument : arguments_) {
-    stack.push_back(changed(argument, [&](const c10::IValue& value) { return shadow(value); }));
+  for (size_t index = 0; index < arguments_.size(); ++index) {
+    stack.push_back(changed(arguments_[index], [&](const c10::IValue& value) {
+      return shadow(value, operation_.hands_back && op_.schema().arguments()[index].is_out());
+    }));
   }
   try {
     op_.callBoxed(&stack);
@@ -58,10 +93,15 @@ Stack Call::on_meta() {
   return stack;
 }
 
+// A result that is handed in gets memory of its own: kernels resize it on their way, to what they need in between.
 Stack Call::arguments_on_cpu() const {
   Stack stack;
-  for (const c10::IValue& argument : arguments_) {
-    stack.push_back(changed(argument, [](const c10::IValue& value) -> c10::IValue {
+  for (size_t index = 0; index < arguments_.size(); ++index) {
+    const bool is_result = operation_.hands_back && op_.schema().arguments()[index].is_out();
+    stack.push_back(changed(arguments_[index], [&](const c10::IValue& value) -> c10::IValue {
+      if (value.isTensor() && is_result && on_card(value.toTensor())) {
+        return at::empty({0}, value.toTensor().options().device(at::kCPU).requires_grad(false));
+      }
       if (value.isTensor()) {
         return on_card(value.toTensor()) ? values_of(value.toTensor()) : value.toTensor();
       }
@@ -90,7 +130,12 @@ Stack Call::on_card_again(const Stack& found) {
   if (operation_.one_by_one) {
     each_tensor(arguments_[0], [&](const at::Tensor& tensor) { devices.push_back(tensor.device()); });
   }
-  for (const size_t index : operation_.order) {
+  std::vector<size_t> order = operation_.order;
+  if (operation_.scratch.first_is_last != nullptr &&
+      operation_.scratch.first_is_last({op_.schema(), arguments_, {}})) {
+    std::rotate(order.begin(), order.begin() + 1, order.end());
+  }
+  for (const size_t index : order) {
     if (operation_.cudnn_attention && index == 1 && !arguments_[4].toBool()) {
       results[index] = at::Tensor();  // the logarithms of the sums are for a backward pass
       continue;
@@ -118,7 +163,9 @@ Stack Call::on_card_again(const Stack& found) {
 bool Call::all_known() const {
   int64_t elements = 0;
   bool found = true;
-  each_read([&](const at::Tensor& tensor) {
+  const bool sums = operation_.factor_of_self != SIZE_MAX && !arguments_[operation_.factor_of_self].toScalar().equal(0);
+  const size_t first = operation_.factor_of_self == SIZE_MAX || sums ? 0 : 1;
+  each_read(first, [&](const at::Tensor& tensor) {
     elements += on_card(tensor) ? tensor.numel() : 0;
     found = found && elements <= kMostElements && knows(tensor);
   });
@@ -131,7 +178,9 @@ bool Call::is_argument(const at::Tensor& tensor) const {
   });
 }
 
-c10::IValue Call::shadow(const c10::IValue& value) {
+// What is handed in for a result has no elements there: torch's functions warn of others that do not fit, and some of them
+// go another way to a result than the kernels do.
+c10::IValue Call::shadow(const c10::IValue& value, bool is_result) {
   if (value.isGenerator()) {
     return c10::IValue();
   }
@@ -148,7 +197,11 @@ c10::IValue Call::shadow(const c10::IValue& value) {
         return one;
       }
     }
-    at::Tensor one = at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+    at::Tensor one = is_result
+        ? at::detail::empty_strided_meta({0}, {1}, tensor.scalar_type())
+        : at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+    one._set_conj(tensor.is_conj());
+    one._set_neg(tensor.is_neg());
     originals_.emplace_back(one, tensor);
     return one;
   }
@@ -177,9 +230,7 @@ at::Tensor Call::result(const at::Tensor& found, int view) {
     return found;
   }
   if (view >= 0 && arguments_[view].isTensor()) {
-    const at::Tensor& base = arguments_[view].toTensor();
-    return at::as_strided(
-        base, found.sizes(), found.strides(), base.storage_offset() + found.storage_offset());
+    return view_of(arguments_[view].toTensor(), found);
   }
   return empty_strided_on(device_, found.sizes(), found.strides(), found.scalar_type());
 }
@@ -201,7 +252,7 @@ Stack Call::without_shape_function() {
           NotImplementedError,
           "the simulated card cannot run " + name + ": this torch has no shape function for it");
     }
-    results.push_back(changed(arguments_[next++], [&](const c10::IValue& value) { return shadow(value); }));
+    results.push_back(changed(arguments_[next++], [&](const c10::IValue& value) { return shadow(value, false); }));
   }
   return results;
 }

@@ -64,6 +64,9 @@ class Call {
     return device_;
   }
 
+  // Where its random numbers come from.
+  at::Generator generator() const;
+
   // The results of the operation on tensors without memory.
   Stack on_meta();
 
@@ -80,8 +83,8 @@ class Call {
   bool is_argument(const at::Tensor& tensor) const;
 
   template <typename Each>
-  void each_read(const Each& each) const {
-    for (size_t index = 0; index < arguments_.size(); ++index) {
+  void each_read(size_t first, const Each& each) const {
+    for (size_t index = first; index < arguments_.size(); ++index) {
       if (operation_.is_read[index]) {
         each_tensor(arguments_[index], each);
       }
@@ -91,7 +94,7 @@ class Call {
   template <typename Each>
   void each_written(const Each& each) const {
     for (size_t index = 0; index < arguments_.size(); ++index) {
-      if (operation_.is_written[index] && index != operation_.left_alone) {
+      if (operation_.writes(arguments_, index) && index != operation_.left_alone) {
         each_tensor(arguments_[index], each);
       }
     }
@@ -100,7 +103,7 @@ class Call {
  private:
   void check_device(const at::Tensor& tensor) const;
   Stack arguments_on_cpu() const;
-  c10::IValue shadow(const c10::IValue& value);
+  c10::IValue shadow(const c10::IValue& value, bool is_result);
   at::Tensor result(const at::Tensor& found, int view);
   Stack without_shape_function();
 

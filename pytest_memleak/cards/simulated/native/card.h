@@ -15,6 +15,9 @@ namespace memleak {
 
 constexpr c10::DeviceType kCard = c10::DeviceType::CUDA;
 
+// Threads of the autograd engine are made once, one for each device that the guard tells of.
+constexpr c10::DeviceIndex kMostDevices = 16;
+
 // ---- device.cpp
 
 c10::DeviceIndex current_device();

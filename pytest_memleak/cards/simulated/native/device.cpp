@@ -5,6 +5,7 @@
 // pages come into being when something is written there.
 
 #include "card.h"
+#include "generators.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -42,9 +43,6 @@ constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
 
 // torch asks no card for as much; a size that was negative becomes one.
 constexpr size_t kTooMany = size_t{1} << 60;
-
-// Threads of the autograd engine are made once, one for each device that the guard tells of.
-constexpr Index kMostDevices = 16;
 
 Index devices = 0;
 Take take = nullptr;
@@ -173,12 +171,27 @@ CardMemory memory;
 
 struct Hooks final : at::CUDAHooksInterface {
   void init() const override {}
-  // Not marked as overriding: torch has asked for these two since 2.7.
+  // Not marked as overriding: not all releases ask for these.
   bool isBuilt() const {
     return true;
   }
   bool isAvailable() const {
     return devices > 0;
+  }
+  const at::Generator& getDefaultGenerator(Index device = -1) const {
+    return default_generator(device);
+  }
+  at::Generator getNewGenerator(Index device = -1) const {
+    return new_generator(device);
+  }
+  bool hasCuBLASLt() const {
+    return true;
+  }
+  bool supportsBFloat16RNNWithCuDNN() const {
+    return true;
+  }
+  long versionRuntimeCuDNN() const {
+    return versionCuDNN();
   }
   bool hasCUDA() const override {
     return devices > 0;
@@ -230,6 +243,30 @@ struct Hooks final : at::CUDAHooksInterface {
   bool supportsBFloat16ConvolutionWithCuDNNv8() const override {
     return true;
   }
+  double batchnormMinEpsilonCuDNN() const override {
+    return 0.0;
+  }
+  bool hasMAGMA() const override {
+    return true;
+  }
+  bool hasCuSOLVER() const override {
+    return true;
+  }
+  long versionCUDART() const override {
+    return 13000;
+  }
+  std::string showConfig() const override {
+    return "  - CUDA Runtime 13.0\n  - CuDNN 91.6\n";
+  }
+  // Plans are no memory of torch's.
+  int64_t cuFFTGetPlanCacheMaxSize(Index) const override {
+    return 4096;
+  }
+  void cuFFTSetPlanCacheMaxSize(Index, int64_t) const override {}
+  int64_t cuFFTGetPlanCacheSize(Index) const override {
+    return 0;
+  }
+  void cuFFTClearPlanCache(Index) const override {}
   at::Allocator* getPinnedMemoryAllocator() const override {
     return c10::GetCPUAllocator();
   }

@@ -6,6 +6,7 @@
 // tensor that Python has seen counts one more reference, and autograd then adds gradients in another way.
 
 
+#include "generators.h"
 #include "kernels.h"
 #include "marks.h"
 
@@ -33,13 +34,22 @@ void take_over(const Call& call, const Operation& operation, const Stack& result
     each_tensor(results[index], [&](const at::Tensor& tensor) { to.push_back(tensor); });
     each_tensor(found[index], [&](const at::Tensor& tensor) { from.push_back(tensor); });
     for (size_t one = 0; one < to.size() && one < from.size(); ++one) {
-      if (on_card(to[one]) && !call.is_argument(to[one]) && to[one].sizes() == from[one].sizes()) {
-        values_of(to[one]).copy_(from[one]);
-        if (operation.view_of[index] < 0) {
-          learn_values(to[one].storage().data());  // padding that may be around it is nobody's business
-        } else {
-          written(to[one], true);
-        }
+      if (!on_card(to[one])) {
+        continue;
+      }
+      if (to[one].sizes() != from[one].sizes()) {
+        written(to[one], false);
+        continue;
+      }
+      const at::Tensor values = values_of(to[one]);
+      if (values.data_ptr() == from[one].data_ptr()) {
+        continue;  // written where it is
+      }
+      values.copy_(from[one]);
+      if (operation.view_of[index] < 0 && !call.is_argument(to[one])) {
+        learn_values(to[one].storage().data());  // what may be around it is nobody's business
+      } else {
+        written(to[one], true);
       }
     }
   }
@@ -49,15 +59,15 @@ void compute(const Call& call, const Operation& operation, const Stack& results)
   Stack found;
   try {
     if (operation.random) {
-      const OwnRandomness own;
+      const OwnRandomness own(call.generator());
       found = call.on_cpu(results);
     } else {
       found = call.on_cpu(results);
     }
-  } catch (const c10::Error&) {
-    // No such kernel for the CPU, or not for this dtype: it stays unknown.
+  } catch (const c10::Error& error) {
     call.each_written([](const at::Tensor& tensor) { written(tensor, false); });
-    return;
+    raise_as_card(error);
+    return;  // no such kernel for the CPU, or not for this dtype: it stays unknown
   }
   call.each_written([](const at::Tensor& tensor) { written(tensor, true); });
   take_over(call, operation, results, found);
@@ -87,13 +97,21 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
     const auto arguments = torch::jit::last(*stack, count);
     Call call(op, operation, arguments);
     const OnDevice on(call.device());
+    const at::Generator generator = operation.random ? call.generator() : at::Generator();
+    if (operation.refusals.types != nullptr) {
+      operation.refusals.types({op.schema(), arguments, {}});
+    }
     const Kept kept = operation.scratch.before ? operation.scratch.before({op.schema(), arguments, {}}) : Kept();
     if (operation.shape_from_values) {
       results = by_values(call, operation, arguments);
     } else {
       const bool known_before = call.all_known();
       const std::optional<bool> truth = known_before ? std::nullopt : certain(operation, arguments);
-      results = call.on_card_again(call.on_meta());
+      const Stack shapes = call.on_meta();
+      if (operation.refusals.places != nullptr) {
+        operation.refusals.places({op.schema(), arguments, {}});
+      }
+      results = call.on_card_again(shapes);
       if (operation.only_views) {
         // Whoever knows the memory knows the view.
       } else if (truth) {
@@ -118,6 +136,9 @@ void run(const c10::OperatorHandle& op, Stack* stack) {
           take_workspace(call.device(), true);
         }
       }
+    }
+    if (generator.defined()) {
+      advance(generator);
     }
     if (operation.scratch.after) {
       operation.scratch.after({op.schema(), arguments, results});

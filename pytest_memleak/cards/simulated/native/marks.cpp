@@ -6,6 +6,7 @@
 
 #include "marks.h"
 
+#include "generators.h"
 #include "kernels.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -138,7 +139,7 @@ void follow(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stac
   for (size_t index = 0; index < count; ++index) {
     each_tensor(arguments[index], [&](const at::Tensor& tensor) {
       is_known = is_known && (!operation.is_read[index] || knows(tensor));
-      if (operation.is_written[index]) {
+      if (operation.writes(arguments, index)) {
         written.push_back(tensor);
       }
     });
@@ -241,6 +242,10 @@ void unmark_written(const at::Tensor& tensor) {
   }
 }
 
+at::Generator generator_of(int64_t device) {
+  return default_generator(static_cast<c10::DeviceIndex>(device));
+}
+
 void follow_marks() {
   static torch::Library* everywhere = nullptr;
   if (everywhere != nullptr) {
@@ -253,6 +258,7 @@ void follow_marks() {
   of_torch->impl("is_nonzero", TORCH_FN(marks::truth));
   static auto* const own = new torch::Library(torch::Library::DEF, "memleak_card", std::nullopt, __FILE__, __LINE__);
   own->def("knows(Tensor self) -> bool", TORCH_FN(knows));
+  own->def("default_generator(int device) -> Generator?", TORCH_FN(generator_of));
   own->def("forget(Tensor self) -> ()", TORCH_FN(marks::forget));
 }
 

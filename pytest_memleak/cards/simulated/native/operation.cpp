@@ -51,13 +51,25 @@ Operation read_schema(const c10::OperatorHandle& op) {
       found.name,
       {"copy_", "_foreach_copy_", "fill_", "zero_", "_foreach_zero_", "normal_", "uniform_", "random_", "bernoulli_",
        "exponential_", "log_normal_", "geometric_", "cauchy_"});
+  const bool fills_others = one_of(found.name, {"_cummax_helper", "_cummin_helper"});
+  // torch's schemas of these do not say that they write.
+  const bool keeps_running = one_of(found.name, {"native_batch_norm", "cudnn_batch_norm"});
   std::map<c10::Symbol, int> base;
+  size_t handed_in = 0;
   for (size_t index = 0; index < schema.arguments().size(); ++index) {
     const c10::Argument& argument = schema.arguments()[index];
     const c10::AliasInfo* const alias = argument.alias_info();
-    const bool is_written = alias != nullptr && alias->isWrite();
+    const bool is_written = (alias != nullptr && alias->isWrite()) ||
+        (keeps_running && (argument.name() == "running_mean" || argument.name() == "running_var"));
+    if (keeps_running && argument.name() == "training") {
+      found.writes_if = index;
+    }
     found.is_written.push_back(is_written);
-    found.is_read.push_back(!is_written || (!argument.is_out() && !(index == 0 && writes_only)));
+    handed_in += argument.is_out() ? 1 : 0;
+    found.is_read.push_back(!is_written || (!argument.is_out() && !(index == 0 && writes_only) && !fills_others));
+    if (argument.name() == "beta" && (found.name.rfind("add", 0) == 0 || found.name.rfind("baddbmm", 0) == 0)) {
+      found.factor_of_self = index;
+    }
     if (alias != nullptr) {
       for (const c10::Symbol& label : alias->beforeSets()) {
         base[label] = is_written ? -1 : static_cast<int>(index);
@@ -75,6 +87,7 @@ Operation read_schema(const c10::OperatorHandle& op) {
     found.view_of.push_back(view);
     found.order.push_back(found.order.size());
   }
+  found.hands_back = handed_in > 0 && handed_in == schema.returns().size();
   found.one_by_one = found.name.rfind("_foreach_", 0) == 0;
   found.only_views = !found.view_of.empty() &&
       std::all_of(found.view_of.begin(), found.view_of.end(), [](int base) { return base >= 0; });
@@ -106,7 +119,11 @@ Operation read_schema(const c10::OperatorHandle& op) {
   }
   found.scratch = scratch_of(found.name);
   found.margin = margin_of(found.name);
+  found.refusals = refusals_of(found.name);
   found.by_hand = attention_by_hand(found.name);
+  if (found.by_hand == nullptr) {
+    found.by_hand = normalization_by_hand(found.name);
+  }
   return found;
 }
 

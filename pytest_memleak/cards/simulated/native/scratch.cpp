@@ -132,6 +132,41 @@ void norm_backward(const Running& running) {
   }
 }
 
+// Batch norm's gradients where the channels lie next to each other: torch's kernels take two steps.
+bool in_two_steps(const Running& running) {
+  const at::Tensor& input = running.tensor(1);
+  return input.is_contiguous(at::MemoryFormat::ChannelsLast) ||
+      input.is_contiguous(at::MemoryFormat::ChannelsLast3d) ||
+      (input.is_contiguous() && input.dim() > 1 && input.stride(1) == 1);
+}
+
+// The deviation, unless it was kept, and two sums for each channel.
+Kept batch_norm_backward(const Running& running) {
+  Kept kept;
+  if (!in_two_steps(running)) {
+    return kept;
+  }
+  const int64_t bytes =
+      running.tensor(1).size(1) * bytes_of(at::toOpMathType(running.tensor(1).scalar_type()));
+  const c10::IValue deviation = running.argument("save_invstd");
+  const bool has_deviation =
+      deviation.isTensor() && deviation.toTensor().defined() && deviation.toTensor().numel() > 0;
+  for (int times = has_deviation ? 2 : 3; times > 0; --times) {
+    kept.push_back(take(bytes));
+  }
+  return kept;
+}
+
+// cuDNN wants the gradient to lie as the input does.
+Kept cudnn_batch_norm_backward(const Running& running) {
+  const at::Tensor &input = running.tensor(0), &gradient = running.tensor(1);
+  Kept kept;
+  if (!gradient.is_contiguous(input.suggest_memory_format())) {
+    kept.push_back(take(bytes_of(gradient)));
+  }
+  return kept;
+}
+
 // The gradient is multiplied with the output first.
 void softmax_backward(const Running& running) {
   const c10::DataPtr product = take(bytes_of(running.tensor(0)));
@@ -703,6 +738,8 @@ const std::unordered_map<std::string, Scratch>& rules() {
       {"var_mean", {nullptr, nullptr, variance}},
       {"native_layer_norm_backward", {nullptr, nullptr, norm_backward}},
       {"_fused_rms_norm_backward", {nullptr, nullptr, norm_backward}},
+      {"native_batch_norm_backward", {batch_norm_backward, nullptr, nullptr, in_two_steps}},
+      {"cudnn_batch_norm_backward", {cudnn_batch_norm_backward, nullptr, nullptr}},
       {"_softmax_backward_data", {nullptr, nullptr, softmax_backward}},
       {"_foreach_norm", {foreach_norm, nullptr, nullptr}},
       {"_scaled_dot_product_cudnn_attention", {nullptr, nullptr, cudnn_attention}},

@@ -32,6 +32,7 @@ struct Scratch {
   Kept (*before)(const Running&) = nullptr;  // taken before the results, kept until the operation is done
   void (*with_result)(const Running&, size_t index) = nullptr;  // taken and given back when that one has its memory
   void (*after)(const Running&) = nullptr;  // taken and given back once the results have their memory
+  bool (*first_is_last)(const Running&) = nullptr;  // whether the first of the results gets its memory last
 };
 
 // By the name of the operation without its namespace and overload.

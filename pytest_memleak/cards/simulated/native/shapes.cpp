@@ -65,7 +65,7 @@ Stack by_values(const Call& call, const Operation& operation, at::ArrayRef<c10::
     return {empty_strided_on(call.device(), {mask.expand(shape).sum().item<int64_t>()}, {1}, self.scalar_type())};
   }
   at::Tensor first;
-  call.each_read([&](const at::Tensor& tensor) {
+  call.each_read(0, [&](const at::Tensor& tensor) {
     if (!first.defined() && on_card(tensor)) {
       first = tensor;
     }

@@ -2,6 +2,7 @@
 
 #include "values.h"
 
+#include "generators.h"
 #include "marks.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -25,12 +26,6 @@ std::unordered_map<const void*, bool> all_alike;
 std::mutex& randomness_mutex() {
   static std::mutex* const one = new std::mutex();
   return *one;
-}
-
-// The state of the card's own random numbers; undefined before the first of them.
-at::Tensor& randomness() {
-  static at::Tensor* const state = new at::Tensor();
-  return *state;
 }
 
 }  // namespace values
@@ -86,7 +81,8 @@ void written(const at::Tensor& tensor, bool is_known) {
     values::known.erase(storage.data());
   } else if (
       values::possible && tensor.is_non_overlapping_and_dense() &&
-      static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes()) {
+      (static_cast<size_t>(tensor.numel()) * tensor.itemsize() == storage.nbytes() || storage.use_count() == 1)) {
+    // All of it was written, or all that anybody sees of it.
     values::known.insert(storage.data());
   }
 }
@@ -111,29 +107,25 @@ std::optional<bool> alike(const at::Tensor& tensor) {
 }
 
 at::Tensor values_of(const at::Tensor& tensor) {
-  return at::from_blob(
+  at::Tensor values = at::from_blob(
       tensor.unsafeGetTensorImpl()->mutable_data(),
       tensor.sizes(),
       tensor.strides(),
       tensor.options().device(at::kCPU).requires_grad(false));
+  if (tensor.is_conj() || tensor.is_neg()) {
+    values._set_conj(tensor.is_conj());
+    values._set_neg(tensor.is_neg());
+  }
+  return values;
 }
 
-OwnRandomness::OwnRandomness()
+OwnRandomness::OwnRandomness(const at::Generator& of)
     : lock_(values::randomness_mutex()), generator_(at::detail::getDefaultCPUGenerator()) {
   theirs_ = generator_.get_state();
-  if (values::randomness().defined()) {
-    generator_.set_state(values::randomness());
-  } else {
-    generator_.set_current_seed(0);
-  }
+  generator_.set_current_seed(next_seed(of));
 }
 
 OwnRandomness::~OwnRandomness() {
-  if (values::randomness().defined()) {
-    values::randomness().copy_(generator_.get_state());
-  } else {
-    values::randomness() = generator_.get_state();
-  }
   generator_.set_state(theirs_);
 }
 

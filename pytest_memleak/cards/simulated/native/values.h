@@ -47,10 +47,10 @@ std::optional<bool> alike(const at::Tensor& tensor);
 // The memory of a tensor of the card, to be read and written by the CPU.
 at::Tensor values_of(const at::Tensor& tensor);
 
-// Random numbers that leave the program's own alone, as a card's generator does.
+// The CPU's random numbers are the next ones of a generator of the card, and leave the program's own alone.
 class OwnRandomness {
  public:
-  OwnRandomness();
+  explicit OwnRandomness(const at::Generator& of);
   ~OwnRandomness();
   OwnRandomness(const OwnRandomness&) = delete;
   OwnRandomness& operator=(const OwnRandomness&) = delete;
