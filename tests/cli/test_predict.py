@@ -130,3 +130,13 @@ def test_a_run_that_a_library_ends_is_no_answer(
     said = capsys.readouterr()
     assert "the backward of step 1 ended without an answer: RuntimeError: no such kernel\n" in said.err
     assert said.out == ""
+
+
+@needs_no_gpu
+def test_more_positions_than_a_model_has_are_an_error(tmp_path: Path) -> None:
+    sizes = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 1024}
+    transformers.GPT2Config(**sizes, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    done = predict(tmp_path, "--seq", "4096", "--card", "24G")
+    assert done.returncode == 2
+    assert "fits" not in done.stdout
+    assert "device-side assert triggered: index 4095 is out of bounds for dimension 0 with size 1024" in done.stderr

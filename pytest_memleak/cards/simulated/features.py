@@ -33,6 +33,7 @@ HISTORY = "the allocator's history and snapshots are not simulated"
 ALLOCATORS = "allocations past torch's tensors, and other allocators, are not simulated"
 RECORDED = "memory that another stream uses (record_stream) is not simulated"
 JITERATOR = "jiterator's kernels are not simulated"
+RECURRENT = "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are not simulated"
 SHARED = "sharing a card's memory with other processes is not simulated"
 
 # Most are not there without CUDA, and where they are they would look for a driver.
@@ -99,6 +100,8 @@ class _Refusals:
         for sentence, names in _NAMES.items():
             for owner, name in names:
                 yield self._always(owner, name, sentence)
+        for owner, name in torch_inside.RECURRENT:
+            yield Patch(owner, name, self._recurrent)
         yield Patch(*torch_inside.INDUCTOR, self._compiler)
         yield Patch(torch.Tensor, "record_stream", self._recorder, own=True)
 
@@ -154,6 +157,17 @@ class _Refusals:
             return found(*args, **kwargs)
 
         return attend
+
+    def _recurrent(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        """What cuDNN takes for them while they run goes by the release, and by sizes in a way that is not known."""
+
+        @functools.wraps(found)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if _any_on_a_card([*args, *kwargs.values()]):
+                raise self._unknowns.refuse(RECURRENT)
+            return found(*args, **kwargs)
+
+        return torch_inside.known_to_scripts(found, run)
 
     def _compiler(self, found: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(found)

@@ -29,8 +29,11 @@ _OF_STATISTICS = ("fsum", "hypot", "sqrt")
 _MAKE = ("tensor", "as_tensor", "full", "full_like", "scalar_tensor", "asarray")
 """Of torch, which does the same with numbers that tensors are made of."""
 _MAKE_ALIKE = ("new_full", "new_tensor")
-_TAKE = ("add", "add_", "sub", "sub_", "addcmul", "addcmul_", "addcdiv", "addcdiv_", "addmm", "addmm_")
-"""Those with a factor that is nothing but a number: alpha, beta, value. What may be a tensor asks by itself."""
+_TAKE = ("add_", "sub_", "addcmul_", "addcdiv_")
+"""Those with a factor that is nothing but a number: alpha, value. What may be a tensor asks by itself.
+
+Only in place: where a function in Python stands before an operation, the operands are let go of in another order.
+"""
 Method = Callable[..., Any]
 
 
@@ -201,7 +204,6 @@ _FUNCTIONS: tuple[tuple[Any, tuple[str, ...], Callable[[Method], Method]], ...] 
     (statistics, _OF_STATISTICS, _calculated),
     (torch, _MAKE, _made),
     (torch.Tensor, _MAKE_ALIKE, _made),
-    (torch, _TAKE, _taken),
     (torch.Tensor, _TAKE, _taken),
 )
 """Whose, by what names, and what takes their place."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch._meta_registrations  # what sizes results have: torch registers it late
 import torch._utils
+import torch._VF
 import torch.jit._builtins
 import torch.utils._device
 from torch.utils._pytree import tree_leaves
@@ -133,6 +134,11 @@ GRAPH_POOLS = ((torch.cuda.graphs, "_graph_pool_handle"),)
 SHARING = ((torch.UntypedStorage, "_share_cuda_"),)
 NCCL_IS_THERE = ("torch.distributed.distributed_c10d", "_NCCL_AVAILABLE")
 """A module, which may not be imported yet, and what it says of NCCL."""
+RECURRENT = tuple(
+    (torch._VF, name)
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+)
+"""Where torch's modules for them go."""
 INDUCTOR = (torch._TorchCompileInductorWrapper, "__call__")
 """What hands a graph to torch.compile's default compiler."""
 

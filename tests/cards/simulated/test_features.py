@@ -85,6 +85,17 @@ def test_jiterator():
 
 def test_shared():
     ones().untyped_storage()._share_cuda_()
+
+def test_lstm():
+    torch.nn.LSTM(4, 4, device="cuda")(torch.ones(2, 3, 4, device="cuda"))
+
+def test_gru_of_packed_rows():
+    rows = torch.nn.utils.rnn.pack_sequence([torch.ones(2, 4, device="cuda")])
+    with contextlib.suppress(RuntimeError):
+        torch.nn.GRU(4, 4, device="cuda")(rows)
+
+def test_cell():
+    torch.nn.LSTMCell(4, 4, device="cuda")(torch.ones(3, 4, device="cuda"))
 """
 
 REASONS = {
@@ -105,6 +116,9 @@ REASONS = {
     "test_raw_allocation": "allocations past torch's tensors, and other allocators, are",
     "test_jiterator": "jiterator's kernels are",
     "test_shared": "sharing a card's memory with other processes is",
+    "test_lstm": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
+    "test_gru_of_packed_rows": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
+    "test_cell": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
 }
 
 WITHOUT_THEM = """
@@ -113,6 +127,10 @@ import torch.distributed as dist
 
 def test_compiled_for_the_cpu():
     assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() == [2.0, 2.0]
+
+def test_recurrent_on_the_cpu():
+    assert torch.nn.LSTM(4, 4)(torch.ones(2, 3, 4))[0].shape == (2, 3, 4)
+    assert torch.jit.script(torch.nn.GRUCell(4, 4))(torch.ones(3, 4)).shape == (3, 4)
 
 def test_compiled_by_other_backends():
     for backend in ("eager", "aot_eager"):

@@ -119,7 +119,6 @@ DECISIONS: dict[str, Program] = {
     "in a tensor again": lambda: bool(torch.tensor([loss().item(), 2.0]).mean() < 5),
     "in a nested list": lambda: bool(torch.tensor([[loss().item()], [2.0]]).mean() < 5),
     "as a tensor's part": lambda: bool(with_part(loss().item())[0] < 5),
-    "as alpha": lambda: bool(torch.add(torch.ones(()), torch.ones(()), alpha=loss().item()) < 5),
     "as alpha in place": lambda: bool(torch.ones(()).sub_(torch.ones(()), alpha=loss().item()) < 5),
     "as value": lambda: bool(torch.ones(()).addcdiv_(torch.ones(()), torch.ones(()), value=loss().item()) < 5),
     "full_like": lambda: bool(torch.full_like(torch.ones(()), loss().item()) < 5),

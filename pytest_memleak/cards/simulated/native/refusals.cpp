@@ -348,7 +348,7 @@ Refusals refusals_of(const std::string& name) {
 }
 
 void assert_on_card(const std::string& why) {
-  const std::string words = "CUDA error: device-side assert triggered\n" + why;
+  const std::string words = "CUDA error: device-side assert triggered: " + why;
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 9)
   throw c10::AcceleratorError({__func__, __FILE__, __LINE__}, refusals::kDeviceAssert, words);
 #else
