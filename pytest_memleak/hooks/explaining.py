@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.card import Card
 from pytest_memleak.checks.peak import evaluate
 from pytest_memleak.errors import BadInput, Inconclusive
@@ -28,6 +29,14 @@ _NOBODY_LOOKED = (
     "who held it was not looked at: the limit had no value yet when it was broken, or the peak passed too quickly; "
     "--memleak-explain=rerun runs the test once more, and looks when it gets there"
 )
+LARGE = 4 << 20
+"""Blocks of so many bytes take longer to be filled than to be asked where they come from: within 2 %
+(benchmarks/explaining.py)."""
+
+_NOTHING_LARGE = (
+    f"alive at the peak: no block of {format_size(LARGE)} or more; --memleak-explain=always tells the lines of smaller "
+    "ones"
+)
 _NOT_RECORDED = (
     "which lines allocated what was alive was not recorded, which takes time on this card: --memleak-explain=always "
     "records, rerun does so for tests that fail"
@@ -39,9 +48,6 @@ _STEP = 1.02
 _UNKNOWN_LIMIT = 1.5
 """How much more must be held until a limit that has no value yet is asked for again."""
 _LEAST = 1 << 20
-LARGE = 4 << 20
-"""Blocks of so many bytes take longer to be filled than to be asked where they come from: within 2 %
-(benchmarks/explaining.py)."""
 
 
 def recordings_for(plan: Plan, card: Card, when: str) -> tuple[list[Recording], int]:
@@ -134,8 +140,8 @@ class Explaining:
             share = round(100 * sum(group.bytes for group in groups) / max(1, recorded.level))
             lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
             lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
-        elif not recorded.small:
-            lines.append(_NOT_RECORDED)
+        else:
+            lines.append(_NOTHING_LARGE if recorded.level else _NOT_RECORDED)
         if moment is not None:
             lines += moment.lines()
         elif failure := self._failures.get(recording.device):
