@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -23,18 +24,22 @@ class Alarm:
     def __init__(self, reached: Reached, level: int) -> None:
         self.level = level
         self._reached = reached
-        self._ringing = False
+        self._free = threading.Lock()
+        self._rung_by: int | None = None
 
     def ring(self, level: int, asked: int, refused: bool) -> int:
-        """The level at which to ring again."""
-        if not self._ringing:
-            self._ringing = True
-            try:
-                self.level = self._reached(level, asked, bool(refused))
-            except BaseException:  # noqa: BLE001 - whatever it meets among a program's objects
-                self.level = NEVER
-            finally:
-                self._ringing = False
+        """The level at which to ring again. A refusal waits for another thread's ringing: it is the more telling."""
+        here = threading.get_ident()
+        if self._rung_by == here or not self._free.acquire(blocking=bool(refused)):
+            return self.level
+        self._rung_by = here
+        try:
+            self.level = self._reached(level, asked, bool(refused))
+        except BaseException:  # noqa: BLE001 - an allocation must not fail, whatever is met among a program's objects
+            self.level = NEVER
+        finally:
+            self._rung_by = None
+            self._free.release()
         return self.level
 
 
