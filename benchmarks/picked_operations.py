@@ -7,7 +7,7 @@ Each begins with an empty allocator. The figures are its peaks, allocated and re
 margin that it tells (docs/simulated-card.md).
 """
 
-# ruff: noqa: C408
+# ruff: noqa: C408 - a table reads better with names that are not in quotes
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
 
 from __future__ import annotations

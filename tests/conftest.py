@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import pytest_memleak
+from pytest_memleak.settings import OPTIONS
 
 torch.set_num_threads(1)  # workers share the cores
 # pytester gives its projects a home of their own, where the native engine would be built each time.
@@ -52,9 +53,12 @@ def on_the_gpu():
 
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer's shell says about caps and modes is not the tests' business."""
-    for name in ("GPU_CAP", "GPU_BACKEND", "MODE", "JSON", "MAX_PEAK", "MAX_HOST_PEAK", "MAX_LEAK"):
-        monkeypatch.delenv(f"MEMLEAK_{name}", raising=False)
+    """What the developer's shell says about caps and modes is not the tests' business, nor where they run: on a CI
+    service, pytest says each failure's whole text once more in its summary."""
+    for option in OPTIONS:
+        monkeypatch.delenv(option.environment, raising=False)
+    for name in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -172,3 +176,15 @@ def records(pytester: pytest.Pytester) -> Records:
         return {test["nodeid"].rpartition("::")[2]: test for test in document["tests"]}
 
     return read
+
+
+@pytest.fixture
+def run_apart(pytester: pytest.Pytester) -> Run:
+    """In a process of its own: what is there once in a process is new there."""
+
+    def run_text(text: str, *args: str) -> pytest.RunResult:
+        pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+        pytester.makepyfile(test_it=text)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
+
+    return run_text

@@ -68,6 +68,15 @@ def device_type_of(tensor: torch.Tensor) -> str | None:
             return None  # not built to the end
 
 
+def device_of(tensor: torch.Tensor) -> str | None:
+    """The same with the number of the card: ``cuda:0``."""
+    with torch._C.DisableTorchFunction():
+        try:
+            return str(_BASE.device.__get__(tensor))
+        except RuntimeError:
+            return None
+
+
 def unique_cpu_storages(objects: Iterable[object]) -> Iterator[torch.UntypedStorage]:
     """Every storage with bytes behind it once, however many tensors look at it."""
     seen: set[int] = set()

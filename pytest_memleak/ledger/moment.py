@@ -13,7 +13,7 @@ from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.events import garbage
 from pytest_memleak.events.places import Place, Places
 from pytest_memleak.events.recording import Recording
-from pytest_memleak.events.storages import device_type_of, tensors_among
+from pytest_memleak.events.storages import device_of, tensors_among
 from pytest_memleak.ledger.graph import shape_of, storage_key
 from pytest_memleak.ledger.owners import explain
 
@@ -51,9 +51,8 @@ def look(
     frame = None if asked else sys._current_frames().get(threading.main_thread().ident or 0)
     place = places[places.here(frame)]
     del frame
-    kind = recording.device.partition(":")[0]
     with garbage.everything_in_sight():
-        found = [tensor for tensor in tensors_among(garbage.in_sight()) if device_type_of(tensor) == kind]
+        found = [tensor for tensor in tensors_among(garbage.in_sight()) if device_of(tensor) == recording.device]
         try:
             held = level if refused else level - asked  # what was asked for last is no tensor yet
             holders = explain(found, held, roots=roots, ignore=(found,), limit=_OWNERS, budget=seconds, running=True)

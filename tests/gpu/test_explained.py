@@ -19,7 +19,7 @@ def helper(count):
 @pytest.mark.max_peak("100MiB")
 def test_piles_up():
     pile = helper(5)
-    time.sleep(0.2)
+    time.sleep(0.2)  # a level is read every few milliseconds
     del pile
 
 @pytest.mark.max_peak("100MiB")

@@ -94,9 +94,9 @@ class Statistics:
         # torch has it in 64 bits with a sign, where "unlimited" is -1.
         self.max_split = max_split if max_split < 2**63 else max_split - 2**64
         self.before_reset: Callable[[], None] = lambda: None
+        """Called before a program forgets the peaks; set by whoever reads them as well."""
         self.before_forgetting: Callable[[], None] = lambda: None
         """Called before the peaks go, whoever wants that."""
-        """Called before a program forgets the peaks; set by whoever reads them as well."""
 
     def leave_split(self, pool: Tally, blocks: int, size: int) -> None:
         """Free blocks that share a segment with others: their number and bytes change by so much."""

@@ -53,8 +53,8 @@ _FLASH_MODULES = ("flash_attn", "flash_attn.flash_attn_interface", "flash_attn_i
 _WORDS = re.compile(
     r"Tried to instantiate dummy base class|not compiled with CUDA|compiled without CUDA|CUDA is not available|"
     r"without ATen_cuda library|missing kernel for cuda|module 'torch\._C' has no attribute '_(cuda|nccl|cudnn)|"
-    r"No CUDA GPUs are available|Found no NVIDIA driver|libcuda\.so|arguments from the '\w+CUDA' backend|"
-    r"CPU-only version of bitsandbytes|Native code method attempted to call"
+    r"No CUDA GPUs are available|no CUDA-capable device|Found no NVIDIA driver|libcuda\.so|"
+    r"arguments from the '\w+CUDA' backend|CPU-only version of bitsandbytes|Native code method attempted to call"
 )
 _PACKAGES = {r"flash.?att": FLASH, r"\btriton\b": TRITON, r"\bliger": LIGER}
 
@@ -102,6 +102,7 @@ class _Refusals:
                 yield self._always(owner, name, sentence)
         for owner, name in torch_inside.RECURRENT:
             yield Patch(owner, name, self._recurrent)
+        yield Patch(torch.nn.RNNBase, "flatten_parameters", self._flattened)
         yield Patch(*torch_inside.INDUCTOR, self._compiler)
         yield Patch(torch.Tensor, "record_stream", self._recorder, own=True)
 
@@ -168,6 +169,17 @@ class _Refusals:
             return found(*args, **kwargs)
 
         return torch_inside.known_to_scripts(found, run)
+
+    def _flattened(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        """Their weights become one block for cuDNN, as soon as they are on a card."""
+
+        @functools.wraps(found)
+        def flatten_parameters(module: torch.nn.RNNBase) -> Any:
+            if _any_on_a_card(list(module.parameters())):
+                raise self._unknowns.refuse(RECURRENT)
+            return found(module)
+
+        return flatten_parameters
 
     def _compiler(self, found: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(found)

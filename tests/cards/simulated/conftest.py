@@ -23,6 +23,7 @@ def simulation() -> Iterator[Any]:
     except Unavailable as reason:
         pytest.skip(str(reason))
     made.on()
+    made.unknowns.reset()
     yield made
     made.off()
 

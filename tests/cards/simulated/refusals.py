@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pytest_memleak.cards.simulated.process import simulation_of
-from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.errors import Unavailable
 
 Program = Callable[[], Any]
 HALF, BF16, LONG, BOOL = torch.float16, torch.bfloat16, torch.int64, torch.bool
 
 pytestmark = pytest.mark.usefixtures("simulation")
-
-
-@pytest.fixture
-def simulation() -> Iterator[Simulation]:
-    try:
-        made = simulation_of(cards_of(""))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    made.unknowns.reset()
-    yield made
-    made.off()
 
 
 def ones(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -94,6 +94,9 @@ def test_gru_of_packed_rows():
     with contextlib.suppress(RuntimeError):
         torch.nn.GRU(4, 4, device="cuda")(rows)
 
+def test_recurrent_and_never_run():
+    torch.nn.RNN(4, 4).to("cuda")
+
 def test_cell():
     torch.nn.LSTMCell(4, 4, device="cuda")(torch.ones(3, 4, device="cuda"))
 """
@@ -118,6 +121,7 @@ REASONS = {
     "test_shared": "sharing a card's memory with other processes is",
     "test_lstm": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
     "test_gru_of_packed_rows": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
+    "test_recurrent_and_never_run": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
     "test_cell": "recurrent networks of cuDNN (LSTM, GRU, RNN, and their cells) are",
 }
 

@@ -9,7 +9,7 @@ import math
 import numbers
 import pickle
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -20,12 +20,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pytest_memleak.cards.simulated.process import simulation_of
 from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.cards.simulated.stand_in import StandIn
 from pytest_memleak.cards.simulated.unknowns import Unknowns
-from pytest_memleak.errors import Unavailable
 
 Program = Callable[[], Any]
 
@@ -39,18 +37,6 @@ def with_part(value: Any) -> torch.Tensor:
     made = torch.zeros(3)
     made[0] = value
     return made
-
-
-@pytest.fixture
-def simulation() -> Iterator[Simulation]:
-    try:
-        made = simulation_of(cards_of(""))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    made.unknowns.reset()
-    yield made
-    made.off()
 
 
 @pytest.fixture
