@@ -104,8 +104,9 @@ class Checkpoints:
 
     def __call__(self, config: Any, dtype: str = "bfloat16", sparse: bool = False) -> Path:
         """The folder for `from_pretrained`: random weights, or with `sparse` zeros that take no disk, at any size."""
-        from pytest_memleak.upstream.checkpoints import make_checkpoint
+        from pytest_memleak.upstream.checkpoints import make_checkpoint, require_config
 
+        require_config(config)
         key = (type(config).__name__, config.to_json_string(use_diff=False), str(dtype), sparse)
         if key not in self._made:
             folder = self._folder / f"{config.model_type}-{len(self._made)}"

@@ -69,7 +69,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Reads every test's markers once, when all plugins and conftests have had their say about them."""
-    from pytest_memleak.hooks.measuring import BAD_MARK, PLAN, MeasuredTests
+    from pytest_memleak.hooks.attributes import BAD_MARK, PLAN
+    from pytest_memleak.hooks.measuring import MeasuredTests
 
     read = session.config.stash[SETTINGS]
     asked = False

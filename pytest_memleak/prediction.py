@@ -14,7 +14,15 @@ import torch
 
 from pytest_memleak.budget.sizes import format_size, parse_size
 from pytest_memleak.cards.simulated.process import this_process_s
-from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile, of_size, profile_of
+from pytest_memleak.cards.simulated.profiles import (
+    DEFAULT,
+    MOST_MEMORY,
+    PROFILES,
+    Profile,
+    of_size,
+    profile_of,
+    several,
+)
 from pytest_memleak.cards.simulated.recording import SimulatedRecording
 from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.ledger.at_peak import groups_of, lines_of
@@ -152,6 +160,11 @@ def profile_for(card: str | int) -> Profile:
     """The card that a user means by a size or a name."""
     if isinstance(card, str) and card.lower() in PROFILES:
         return profile_of(card)
+    if isinstance(card, str) and several(card)[0] != 1:
+        raise BadInput(
+            f"card={card!r}: a prediction is for one card; for several there are tests with "
+            f"--gpu-backend=simulated:{card}"
+        )
     try:
         size = parse_size(card)
     except BadInput as error:

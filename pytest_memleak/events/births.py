@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ClassMethodDescriptorType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from pytest_memleak.events.storages import cpu_storages
 from pytest_memleak.upstream.patches import Patch
 
+Around = Callable[[Callable[..., Any]], Callable[..., Any]]
 Listener = Callable[[torch.UntypedStorage, bool], None]
 """Gets the storage, and whether it lies in a file."""
 
@@ -35,13 +38,14 @@ _MAKING: tuple[tuple[Any, str], ...] = (
 )
 
 _listeners: list[Listener] = []
-_undo: list[Callable[[], None]] = []
+_undo = contextlib.ExitStack()
 
 
 def tell(listener: Listener) -> None:
     """May be called again; `tell_no_more` is then due as often."""
     if not _listeners:
-        _install()
+        for patch in _patches():
+            _undo.enter_context(patch)
     _listeners.append(listener)
 
 
@@ -49,43 +53,28 @@ def tell_no_more(listener: Listener) -> None:
     if listener in _listeners:
         _listeners.remove(listener)
     if not _listeners:
-        while _undo:
-            _undo.pop()()
+        _undo.close()
 
 
-def _install() -> None:
-    for owner, name in _TAKING:
-        _replace(owner, name, _taking)
-    for owner, name in _MAPPING:
-        _replace(owner, name, functools.partial(_making, mapped=True))
-    for owner, name in _MAKING:
-        _replace(owner, name, _making)
-    # The simulated card replaces it as well, and comes and goes in any order.
-    resizing = Patch(torch.UntypedStorage, "resize_", _resizing)
-    resizing.__enter__()
-    _undo.append(lambda: resizing.__exit__(None, None, None))
-    _replace(torch.UntypedStorage, "__init__", _initialising)
+def _patches() -> Iterator[Patch]:
+    around: dict[Around, tuple[tuple[Any, str], ...]] = {
+        _taking: _TAKING,
+        functools.partial(_making, mapped=True): _MAPPING,
+        _making: _MAKING,
+        _resizing: ((torch.UntypedStorage, "resize_"),),
+        _initialising: ((torch.UntypedStorage, "__init__"),),
+    }
+    for wrap, places in around.items():
+        for owner, name in places:
+            if hasattr(owner, name):  # else it is not in this torch
+                yield Patch(owner, name, functools.partial(_replacing, owner, wrap))
 
 
-def _replace(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    original = getattr(owner, name, None)
-    if original is None:
-        return  # not in this torch
-    own = vars(owner).get(name)
-    made: Any = functools.wraps(original)(around(original))
-    if isinstance(owner, type) and getattr(original, "__self__", None) is owner:
-        made = staticmethod(made)  # a class method, and bound to this class
-    setattr(owner, name, made)
-
-    def undo() -> None:
-        # Somebody who wrapped it after us keeps their wrapper; ours then only passes on.
-        if vars(owner).get(name) is made:
-            if own is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
-
-    _undo.append(undo)
+def _replacing(owner: Any, around: Around, found: Any) -> Any:
+    if isinstance(found, ClassMethodDescriptorType):
+        found = found.__get__(None, owner)
+        return staticmethod(functools.wraps(found)(around(found)))  # it is bound to its class already
+    return functools.wraps(found)(around(found))
 
 
 def _taking(original: Callable[..., Any]) -> Callable[..., Any]:

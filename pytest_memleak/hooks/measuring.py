@@ -17,9 +17,10 @@ import pytest
 from _pytest.outcomes import Failed
 from _pytest.runner import runtestprotocol
 
-from pytest_memleak.errors import BadInput, MemleakError
+from pytest_memleak.errors import MemleakError
 from pytest_memleak.hooks import rerun
-from pytest_memleak.hooks.attributes import RECORD, WITHHELD
+from pytest_memleak.hooks.attributes import BAD_MARK, PLAN, RECORD, UNJUDGED, WITHHELD
+from pytest_memleak.hooks.hints import hint_for
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
@@ -31,13 +32,7 @@ from pytest_memleak.upstream.patches import Patch
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
 
-PLAN = pytest.StashKey[Plan]()
-BAD_MARK = pytest.StashKey[BadInput]()
-
 _WIDTHS = ("function", "class", "module", "package", "session")
-
-UNJUDGED = pytest.StashKey[str]()
-"""Why a test was refused before it began."""
 
 
 class Refused(Failed):
@@ -164,6 +159,8 @@ class MeasuredTests:
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
             insist(report, call.excinfo.value)
+        elif report.failed and call.excinfo and (hint := hint_for(call.excinfo.value, item.stash.get(PLAN, None))):
+            report.sections.append(("memleak", hint))
         test = self.test
         if test is not None and test.item is item:
             if call.when == "setup" and call.excinfo is not None:

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
-from pytest_memleak.hooks.measuring import PLAN
+from pytest_memleak.hooks.attributes import PLAN
 from pytest_memleak.settings import SIMULATED, Settings
 from pytest_memleak.support import has_torch, require_torch
 

@@ -47,6 +47,7 @@ def make_checkpoint(
     """
     import torch
 
+    require_config(config)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise BadInput(f"dtype={dtype!r}: a checkpoint can be made in {', '.join(DTYPES)}")
@@ -84,6 +85,25 @@ def make_checkpoint(
     if tokenizer:
         _write_tokenizer(config.get_text_config(), folder)
     return folder
+
+
+def require_config(config: object) -> None:
+    """Says what to give instead of what is none: a name, a dictionary, a model."""
+    from transformers import PretrainedConfig
+
+    if isinstance(config, PretrainedConfig):
+        return
+    raise BadInput(
+        f"a checkpoint is made from a transformers config, such as LlamaConfig(hidden_size=64, ...), and "
+        f"{type(config).__name__} is none: "
+        + ("AutoConfig.from_pretrained reads one from a folder" if isinstance(config, str | Path) else _instead(config))
+    )
+
+
+def _instead(given: object) -> str:
+    if isinstance(given, dict):
+        return "its class takes these entries as arguments"
+    return "give model.config" if hasattr(given, "config") else "give an instance of one"
 
 
 def _described(config: Any) -> nn.Module:

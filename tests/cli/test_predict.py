@@ -87,6 +87,17 @@ def test_four_bits_with_adapters(config: Path) -> None:
     assert {"adapters", "load"} <= {one["by"] or one["line"] for one in data["at_peak"]}
 
 
+@needs_no_gpu
+def test_eight_bits_say_what_is_presumed_of_outliers(config: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = predict(config, "--quantize", "8bit", "--seq", "128", "--card", "4G", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["doubt"] is None
+    assert data["parameters"] < data["weights"] < 1.2 * data["parameters"]
+    assert [words[:24] for words in data["presumed"]] == ["inputs of 8-bit layers w"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

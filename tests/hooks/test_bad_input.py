@@ -155,6 +155,10 @@ def test_marker_on_a_fixture_before_pytest_9(run_on_cpu: Run) -> None:
         ("--gpu-backend=gpu", "*--gpu-backend on the command line: 'gpu' is not one of auto, real*"),
         ("--gpu-backend=simulated:h1000", "*'h1000' is no card that can be simulated: *h100, h200, *"),
         ("--gpu-backend=simulated:", "*names no card after the colon*"),
+        (
+            "--gpu-backend=simulated:24G",
+            "*'24G' is a size*: *--gpu-backend=simulated with --gpu-cap=24G",
+        ),
         ("--gpu-backend=simulated:99xh100", "*1 to 8 cards can be simulated*"),
         ("--memleak-mode=strict", "*--memleak-mode on the command line: 'strict' is not one of enforce, report*"),
         ("--memleak-max-peak=16 gigs", "*--memleak-max-peak on the command line: *16 gigs*"),

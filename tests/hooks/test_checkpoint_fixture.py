@@ -42,3 +42,18 @@ def test_checkpoints_are_made_once_and_gone_at_the_end(run: Run, pytester: pytes
     made = Path((pytester.path / "made.txt").read_text())
     assert made.name.startswith("llama-")
     assert not made.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ('{"hidden_size": 64}', "dict is none: its class takes these entries as arguments"),
+        ('"some/model"', "str is none: AutoConfig.from_pretrained reads one from a folder"),
+        ("transformers.LlamaConfig", "type is none: give an instance of one"),
+        ("transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**CONFIG))", "give model.config"),
+    ],
+)
+def test_what_is_no_config_says_what_to_give(given: str, said: str, run_on_cpu: Run) -> None:
+    result = run_on_cpu(_PROJECT + f"\n    def test_given(checkpoint): checkpoint({given})\n", "-k", "test_given")
+    result.assert_outcomes(failed=1, deselected=2)
+    result.stdout.fnmatch_lines([f"*BadInput: a checkpoint is made from a transformers config, *{said}"])

@@ -438,6 +438,30 @@ def test_skips_are_not_counted_for_those_who_asked_for_nothing(run_apart: Run) -
     assert "for want of a GPU" not in run_apart(text, "--gpu-backend=cpu", "--gpu-cap=1G").stdout.str()
 
 
+def test_what_is_left_on_a_card_that_is_gone_is_explained(run_apart: Run) -> None:
+    result = run_apart(
+        """
+        import pytest, torch
+
+        kept = []
+
+        @pytest.mark.gpu_cap("1G")
+        def test_leaves_it():
+            kept.append(torch.ones(4, device="cuda"))
+
+        def test_finds_it():
+            kept[0] + 1
+
+        def test_fails_by_itself():
+            assert torch.ones(1).item() == 2
+        """
+    )
+    result.assert_outcomes(passed=1, failed=2)
+    said = "no card is simulated for this test: --gpu-backend=auto has one for tests with a cap and no others,"
+    assert result.stdout.str().count(said) == 1
+    result.stdout.fnmatch_lines(["*what to do: give this test a cap (@pytest.mark.gpu_cap, --gpu-cap), or*"])
+
+
 UNCACHED = """
 import pytest, torch
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pytest_memleak.cards.simulated import torch_inside
+from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.upstream.patches import Patch
 
@@ -31,7 +32,8 @@ Kernel = Callable[..., Any]
 class BitsandbytesKernels:
     """The kernels for one set of cards: what they choose by, they ask for once."""
 
-    def __init__(self) -> None:
+    def __init__(self, presumptions: Presumptions) -> None:
+        self._presumptions = presumptions
         self._kernels: dict[str, Kernel] = {}
         self._undo = contextlib.ExitStack()
 
@@ -75,7 +77,8 @@ class BitsandbytesKernels:
 
         def run(*given: Any) -> Any:
             copies = _copies(given)
-            results = kernel(*given)
+            with self._presumptions.of_outliers():
+                results = kernel(*given)
             written = [value for value, writes in zip(given, is_written, strict=False) if writes]
             for tensor in _tensors(written):
                 torch.ops.memleak_card.forget(tensor)

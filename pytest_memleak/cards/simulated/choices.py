@@ -12,6 +12,7 @@ import torch
 
 from pytest_memleak.cards.simulated import torch_inside
 from pytest_memleak.cards.simulated.bitsandbytes_kernels import BitsandbytesKernels
+from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.cards.simulated.profiles import Profile
 
 # Operations that a card does in one kernel, and torch without CUDA puts together from others.
@@ -62,10 +63,10 @@ _CUDNN_PREFERRED_SINCE = (2, 10)
 class Choices:
     """While entered, operations on CUDA tensors go where a card would send them."""
 
-    def __init__(self, native: ctypes.PyDLL, cards: Sequence[Profile]) -> None:
+    def __init__(self, native: ctypes.PyDLL, cards: Sequence[Profile], presumptions: Presumptions) -> None:
         self._native = native
         self._cards = cards
-        self._bitsandbytes = BitsandbytesKernels()
+        self._bitsandbytes = BitsandbytesKernels(presumptions)
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Choices:

@@ -31,7 +31,7 @@ def load() -> ctypes.PyDLL:
     found = _LIBRARY.load()
     signatures: dict[str, tuple[object, list[object]]] = {
         "space": (ctypes.c_int, [ctypes.c_uint64, ctypes.c_uint64]),
-        "refuse": (None, [ctypes.c_char_p]),
+        "refuse": (None, [ctypes.c_char_p, ctypes.c_int]),
         "device": (ctypes.c_int, []),
         "set_device": (None, [ctypes.c_int]),
         "stream": (ctypes.c_int64, [ctypes.c_int]),

@@ -1,6 +1,7 @@
 """What a run on the simulated card presumes where a real one would decide, so that it has an answer; and says so.
 
-Each takes the way on which the program may come to need the most memory, and is the same in every run.
+Each is the same in every run, and takes the way on which the program may come to need the most memory; but for the one
+that names what a card may need besides.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pytest_memleak.cards.simulated.imports import AfterImport
 from pytest_memleak.upstream.patches import Patch
@@ -22,6 +24,10 @@ _LOADERS = frozenset({"transformers.core_model_loading"})
 _THREADS = (
     "a load by several threads ran as far ahead as their pool lets it, the most memory that it can need: on a card "
     "that is a race"
+)
+_OUTLIERS = (
+    "inputs of 8-bit layers were taken to have no outliers, numbers over the layer's threshold: on a card each column "
+    "that has one is multiplied in 16 bits, and takes memory for that"
 )
 _ENDINGS = "generated tokens, which nobody knows, were taken not to end their sequences: on a card one may end earlier"
 
@@ -60,6 +66,11 @@ class Presumptions:
         """What a reader of the numbers has to know."""
         return tuple(self._made)
 
+    def of_outliers(self) -> TorchFunctionMode:
+        """Around bitsandbytes' rounding to 8 bits, which looks for large numbers: new models have none, trained ones
+        have some in few columns."""
+        return _NoneFound(lambda: self._presume(_OUTLIERS))
+
     def _presume(self, words: str) -> None:
         if words not in self._made:
             self._made.append(words)
@@ -86,9 +97,30 @@ class Presumptions:
 
         def __call__(criteria: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             ended = found(criteria, input_ids, *args, **kwargs)  # with what it takes of memory
-            if not torch.ops.memleak_card.knows(ended):
+            if not _knows(ended):
                 self._presume(_ENDINGS)
                 ended.zero_()
             return ended
 
         return __call__
+
+
+class _NoneFound(TorchFunctionMode):
+    """While entered, whether any number of a whole tensor is true is no where nobody knows."""
+
+    def __init__(self, presume: Callable[[], None]) -> None:
+        super().__init__()
+        self._presume = presume
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        found = function(*arguments, **(named or {}))
+        if function is torch.Tensor.any and len(arguments) == 1 and not named and not _knows(found):
+            self._presume()
+            found.zero_()
+        return found
+
+
+def _knows(tensor: torch.Tensor) -> bool:
+    return bool(torch.ops.memleak_card.knows(tensor))

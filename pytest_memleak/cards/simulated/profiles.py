@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from pytest_memleak.budget.sizes import UNITS
+from pytest_memleak.budget.sizes import UNITS, parse_size
 from pytest_memleak.errors import BadInput
 
 GIB = UNITS["GiB"]
@@ -75,11 +75,29 @@ def profile_of(name: str) -> Profile:
 
 def cards_of(text: str) -> tuple[Profile, ...]:
     """What ``simulated:…`` names: a card (``h100``), or several alike (``2xh100``); nothing is the default card."""
-    found = _SEVERAL.fullmatch(text.strip())
-    count, name = (found["count"], found["name"]) if found else ("1", text.strip())
-    if not 1 <= int(count) <= MOST_CARDS:
+    count, name = several(text)
+    if not 1 <= count <= MOST_CARDS:
         raise BadInput(f"{text!r}: 1 to {MOST_CARDS} cards can be simulated")
-    return (profile_of(name or DEFAULT),) * int(count)
+    if _is_size(name):
+        raise BadInput(
+            f"{name!r} is a size, and after the colon stands a card's name ({', '.join(sorted(PROFILES))}): a card of "
+            f"that size is --gpu-backend=simulated with --gpu-cap={name}"
+        )
+    return (profile_of(name or DEFAULT),) * count
+
+
+def several(text: str) -> tuple[int, str]:
+    """How many cards a text names, and which."""
+    found = _SEVERAL.fullmatch(text.strip())
+    return (int(found["count"]), found["name"]) if found else (1, text.strip())
+
+
+def _is_size(text: str) -> bool:
+    try:
+        parse_size(text)
+    except BadInput:
+        return False
+    return True
 
 
 def of_size(total: int) -> Profile:

@@ -52,10 +52,10 @@ class Simulation:
         self._native = library.load()
         atexit.register(self._native.memleak_card_end)
         self._ever_on = False
+        self.presumptions = Presumptions()
         self._become(cards, _allocators(cards), range(len(cards)), {}, None)
         self.unknowns = Unknowns()
         self._readings = readings.patches(self.unknowns)
-        self.presumptions = Presumptions()
         self.margins = Margins(lambda index: self._allocators[index])
         self._answer = library.Answer(self._asked)
         spaces = [self._space(place) for place in self._places]  # each is wanted, whatever the others can hold
@@ -158,7 +158,7 @@ class Simulation:
         """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
         self._user = user
         """The process that has taken memory there: its forked children may not use these cards."""
-        self._choices = Choices(self._native, self.cards)
+        self._choices = Choices(self._native, self.cards, self.presumptions)
         self.size_workspaces()
         spaces = [
             (lowest + _shift(lowest, place), lowest + _shift(lowest, place) + bytes_)
@@ -315,7 +315,7 @@ class Simulation:
         if self._user is None:
             self._user = os.getpid()
         elif self.is_in_bad_fork():
-            self._native.memleak_card_refuse(_BAD_FORK.encode())
+            self._native.memleak_card_refuse(_BAD_FORK.encode(), False)
             return 0
         allocator, alarm = self._allocators[device], self.alarms.get(device)
         try:
@@ -323,7 +323,7 @@ class Simulation:
         except CardFull as full:
             if alarm is not None:
                 alarm.ring(allocator.allocated, size, refused=True)
-            self._native.memleak_card_refuse(full.refusal.message(_torch_version()).encode())
+            self._native.memleak_card_refuse(full.refusal.message(_torch_version()).encode(), True)
             return 0
         pointer = address + _shift(address, self._places[device])
         self._owners[pointer] = (allocator, address)

@@ -24,6 +24,7 @@ def simulation() -> Iterator[Any]:
         pytest.skip(str(reason))
     made.on()
     made.unknowns.reset()
+    made.presumptions.reset()
     yield made
     made.off()
 

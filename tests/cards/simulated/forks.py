@@ -69,6 +69,7 @@ MAKES: dict[str, Callable[[torch.Tensor], Any]] = {
     "to": lambda held: torch.ones(3).to("cuda"),
     "current_device": lambda held: torch.cuda.current_device(),
     "synchronize": lambda held: torch.cuda.synchronize(),
+    "what the parent made": lambda held: held + 1,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,25 +11,12 @@ import torch
 if os.environ.get("BITSANDBYTES_FIRST"):
     pytest.importorskip("bitsandbytes")
 
-from pytest_memleak.cards.simulated.process import simulation_of
-from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.errors import Unavailable
 
 BF16, FP16 = torch.bfloat16, torch.float16
 
 
-@pytest.fixture(autouse=True)
-def simulation() -> Iterator[Simulation]:
-    """On and off for every test: the kernels come and go with it."""
-    try:
-        made = simulation_of(cards_of("h200"))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    made.unknowns.reset()
-    yield made
-    made.off()
+pytestmark = pytest.mark.usefixtures("simulation")
 
 
 @pytest.fixture
@@ -89,17 +75,29 @@ def test_few_tokens_go_without_the_whole_weight(bnb: Any) -> None:
         assert taken(lambda: layer(many)) == 2 * 4096 * 1024 + 2 * 1024 * 1024 + 2 * 4 * 1024 * 1024 // 64
 
 
-def test_outliers_are_for_values_to_say(bnb: Any, simulation: Simulation) -> None:
-    def forward(threshold: float, features: int) -> torch.Tensor:
-        layer = bnb.nn.Linear8bitLt(features, features, False, has_fp16_weights=False, threshold=threshold).to("cuda")
-        with torch.no_grad():
-            found: torch.Tensor = layer(torch.randn(512, features, device="cuda", dtype=FP16))
-        return found
-
-    assert forward(0.0, 1024).shape == (512, 1024)
+@pytest.mark.parametrize(("threshold", "presumed"), [(0.0, 0), (6.0, 1)])
+def test_outliers_are_presumed_not_to_be_there(
+    threshold: float, presumed: int, bnb: Any, simulation: Simulation
+) -> None:
+    """Whether there are any is asked where there is a threshold, and of numbers that nobody knows."""
+    layer = bnb.nn.Linear8bitLt(1024, 1024, False, has_fp16_weights=False, threshold=threshold).to("cuda")
+    with torch.no_grad():
+        assert layer(torch.randn(512, 1024, device="cuda", dtype=FP16)).shape == (512, 1024)
     assert simulation.unknowns.doubt() is None
-    forward(6.0, 1024)
-    assert "quantized.py" in str(simulation.unknowns.doubt())
+    remarks = simulation.presumptions.remarks()
+    assert len(remarks) == presumed
+    assert all("8-bit layers were taken to have no outliers" in remark for remark in remarks)
+
+
+def test_outliers_that_are_known_are_found(bnb: Any, simulation: Simulation) -> None:
+    layer = bnb.nn.Linear8bitLt(64, 64, False, has_fp16_weights=False, threshold=6.0).to("cuda")
+    rows = torch.ones(4, 64, dtype=FP16)
+    rows[:, 3] = 100
+    with torch.no_grad():
+        layer(rows.to("cuda"))
+        few = taken(lambda: layer(torch.ones(4, 64, dtype=FP16).to("cuda")))
+        assert taken(lambda: layer(rows.to("cuda"))) > few, "the column is multiplied by itself"
+    assert simulation.presumptions.remarks() == ()
 
 
 @pytest.mark.parametrize("name", ["Adam8bit", "Adam"])

@@ -52,6 +52,7 @@ thread_local Index current = 0;
 thread_local std::array<c10::StreamId, kMostDevices> streams{};  // of each device, what this thread works on
 std::array<std::atomic<uint32_t>, 2> streams_made{};  // of common ones, and of urgent ones
 thread_local std::string refusal;
+thread_local bool refused_for_want_of_room = true;
 
 // ---- device and streams: everything is done when it returns ------------------------------------------------------
 
@@ -149,14 +150,15 @@ struct CardMemory final : c10::Allocator {
     TORCH_CHECK_WITH(
         OutOfMemoryError, bytes < kTooMany, "CUDA out of memory. Tried to allocate more than 1EB memory.");
     refusal.clear();
+    refused_for_want_of_room = true;
     void* address = nullptr;
     {
       const InPython in_python;
       address = take(static_cast<int64_t>(bytes), current, current_stream(current));
     }
-    if (address == nullptr) {
-      TORCH_CHECK_WITH(OutOfMemoryError, false, refusal.empty() ? "the simulated card gave no reason" : refusal);
-    }
+    TORCH_CHECK(address != nullptr || refused_for_want_of_room, refusal);
+    TORCH_CHECK_WITH(
+        OutOfMemoryError, address != nullptr, refusal.empty() ? "the simulated card gave no reason" : refusal);
     return {address, address, &release, device};
   }
   c10::DeleterFnPtr raw_deleter() const override {
@@ -421,8 +423,9 @@ int memleak_card_space(uint64_t address, uint64_t bytes) {
   return mmap(place, bytes, PROT_NONE, kind, -1, 0) == place ? 1 : 2;
 }
 
-void memleak_card_refuse(const char* why) {
+void memleak_card_refuse(const char* why, int for_want_of_room) {
   refusal = why;
+  refused_for_want_of_room = for_want_of_room != 0;
 }
 
 int memleak_card_device(void) {
