@@ -50,7 +50,7 @@ def test_checkpoints_are_made_once_and_gone_at_the_end(run: Run, pytester: pytes
         ('{"hidden_size": 64}', "dict is none: its class takes these entries as arguments"),
         ('"some/model"', "str is none: AutoConfig.from_pretrained reads one from a folder"),
         ("transformers.LlamaConfig", "type is none: give an instance of one"),
-        ("transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**CONFIG))", "give model.config"),
+        ("type('Model', (), {'config': None})()", "Model is none: give model.config"),
     ],
 )
 def test_what_is_no_config_says_what_to_give(given: str, said: str, run_on_cpu: Run) -> None:
