@@ -134,6 +134,19 @@ def operations() -> Iterator[tuple[str, Callable[[], Any]]]:
         )
     for name in ("gelu", "silu", "relu", "sigmoid", "tanh"):
         yield name, backward(lambda n=name: getattr(F, n)(tensor(512, 4096, grad=True)))
+    for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss"):
+        for reduction in ("none", "mean", "sum"):
+            for rows, columns in ((64, 1024), (8192, 4096)):
+                yield (
+                    f"{name} {reduction} {rows}x{columns}",
+                    backward(
+                        lambda n=name, r=reduction, x=rows, y=columns: getattr(F, n)(
+                            tensor(x, y, dtype=FP32, grad=True).sigmoid(),
+                            tensor(x, y, dtype=FP32).sigmoid(),
+                            reduction=r,
+                        )
+                    ),
+                )
     yield "dropout", backward(lambda: F.dropout(tensor(512, 4096, grad=True), 0.1))
     for channels, size, kernel, stride in ((3, 224, 14, 14), (3, 224, 16, 16), (64, 56, 3, 1), (3, 224, 7, 2)):
         for dtype in (BF16, FP32):

@@ -116,12 +116,27 @@ def lora(checkpointed: bool) -> Callable[[str, Any], Any]:
 
 def qlora(device: str, folder: Path) -> Any:
     """LoRA on a model that was loaded in 4 bits, prepared as PEFT says."""
+    return adapted(load(folder, device, load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16"), device)
+
+
+def qlora_8bit(device: str, folder: Path) -> Any:
+    return adapted(load(folder, device, load_in_8bit=True), device)
+
+
+def adapted(model: Any, device: str) -> Any:
     import peft
 
-    model = load(folder, device, load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16")
     model = peft.prepare_model_for_kbit_training(model)
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     return steps(model, device, 1, 512)
+
+
+def forward_8bit(device: str, folder: Path) -> Any:
+    import torch
+
+    model = load(folder, device, load_in_8bit=True).eval()
+    with torch.no_grad():
+        return model, model(tokens(model.config, 1, 512, device)).logits
 
 
 def generate(device: str, prepared: Any) -> Any:
@@ -305,6 +320,12 @@ ROWS: dict[str, Row] = {
     "qlora": Row(
         qlora, "two steps of LoRA on the 1.1B in 4 bits, 512 tokens", lambda folder: sparse_checkpoint("1.1B", folder)
     ),
+    "forward-8bit": Row(
+        forward_8bit,
+        "a forward pass of the 1.1B in 8 bits, 512 tokens",
+        lambda folder: sparse_checkpoint("1.1B", folder),
+    ),
+    "qlora-8bit": Row(qlora_8bit, "the same as qlora in 8 bits", lambda folder: sparse_checkpoint("1.1B", folder)),
     "generate": Row(generate, "32 tokens after 4 × 200 by Llama-3.2-1B in bf16"),
     "moe-mixtral": Row(mixture("mixtral"), "forward and backward of a small Mixtral, 2 × 512 tokens"),
     "moe-qwen3": Row(mixture("qwen3"), "forward and backward of a small Qwen3-MoE, 2 × 512 tokens"),

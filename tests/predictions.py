@@ -310,9 +310,7 @@ def test_the_same_program_takes_the_same_every_time() -> None:
 
 
 def test_says_what_it_does_not_know() -> None:
-    with pytest.raises(
-        BadInput, match="card='2xh100': a prediction is for one card; for several "
-    ):
+    with pytest.raises(BadInput, match="card='2xh100': a prediction is for one card; for several "):
         pytest_memleak.predict(train, card="2xh100")
     with pytest.raises(BadInput, match="card='rtx2000' is neither a size nor a card that can be simulated"):
         pytest_memleak.predict(train, card="rtx2000")

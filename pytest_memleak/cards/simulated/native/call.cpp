@@ -232,6 +232,12 @@ at::Tensor Call::result(const at::Tensor& found, int view) {
   if (view >= 0 && arguments_[view].isTensor()) {
     return view_of(arguments_[view].toTensor(), found);
   }
+  const auto elements = operation_.scratch.elements;
+  if (const int64_t count = elements == nullptr ? 0 : elements({op_.schema(), arguments_, {}}); count > 0) {
+    at::Tensor made = empty_strided_on(device_, {count}, {1}, found.scalar_type());
+    made.unsafeGetTensorImpl()->set_sizes_and_strides(found.sizes(), found.strides());
+    return made;
+  }
   return empty_strided_on(device_, found.sizes(), found.strides(), found.scalar_type());
 }
 

@@ -9,7 +9,9 @@
 #include "reduction.h"
 
 #include <ATen/Context.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/OpMathType.h>
+#include <ATen/core/Reduction.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
@@ -706,6 +708,56 @@ void grouped_product(const Running& running) {
   const c10::DataPtr descriptors = take(512 * facts_of(current_device()).processors);
 }
 
+// ---- losses ------------------------------------------------------------------------------------------------------
+
+// One for each element; they are there while they are summed up.
+at::DimVector shape_of_losses(const Running& running) {
+  return at::infer_size_dimvector(running.tensor(0).sizes(), running.tensor(1).sizes());
+}
+
+void sum_up(const Running& running, const at::Tensor& losses) {
+  reduce_on_card(
+      losses, running.results[0].toTensor(), {}, false, bytes_of(at::toOpMathType(losses.scalar_type())));
+}
+
+bool is_summed_up(const Running& running) {
+  return running.argument("reduction").toInt() != at::Reduction::None;
+}
+
+// The result was made for the losses, before it came to be their sum.
+int64_t elements_of_losses(const Running& running) {
+  return is_summed_up(running) ? c10::multiply_integers(shape_of_losses(running)) : 0;
+}
+
+// In memory of their own, although the result has as much.
+void losses_beside_result(const Running& running) {
+  if (is_summed_up(running)) {
+    sum_up(running, at::empty(shape_of_losses(running), running.tensor(0).options()));
+  }
+}
+
+// Their sum is written over them.
+void losses_in_result(const Running& running) {
+  if (is_summed_up(running)) {
+    const at::Tensor sum = at::empty({}, running.tensor(0).options());
+    sum_up(running, running.tensor(0));
+  }
+}
+
+Kept losses_before_result(const Running& running) {
+  Kept kept;
+  if (is_summed_up(running)) {
+    kept.push_back(take(elements_of_losses(running) * static_cast<int64_t>(running.tensor(0).itemsize())));
+  }
+  return kept;
+}
+
+void losses_that_are_there(const Running& running) {
+  if (is_summed_up(running)) {
+    sum_up(running, running.tensor(0).expand(shape_of_losses(running)));
+  }
+}
+
 // The base travels to the card as a tensor of its own.
 Kept power_of_number(const Running& running) {
   Kept kept;
@@ -764,6 +816,10 @@ const std::unordered_map<std::string, Scratch>& rules() {
       {"convolution", {nullptr, nullptr, convolution}},
       {"convolution_backward", {nullptr, convolution_backward, nullptr}},
       {"pow", {power_of_number, nullptr, nullptr}},
+      {"mse_loss", {nullptr, nullptr, losses_beside_result, nullptr, elements_of_losses}},
+      {"smooth_l1_loss", {nullptr, nullptr, losses_beside_result, nullptr, elements_of_losses}},
+      {"huber_loss", {losses_before_result, nullptr, losses_that_are_there}},
+      {"binary_cross_entropy", {nullptr, nullptr, losses_in_result, nullptr, elements_of_losses}},
   };
   return *all;
 }

@@ -33,6 +33,7 @@ struct Scratch {
   void (*with_result)(const Running&, size_t index) = nullptr;  // taken and given back when that one has its memory
   void (*after)(const Running&) = nullptr;  // taken and given back once the results have their memory
   bool (*first_is_last)(const Running&) = nullptr;  // whether the first of the results gets its memory last
+  int64_t (*elements)(const Running&) = nullptr;  // of the result's memory, where its shape needs less; 0: it does not
 };
 
 // By the name of the operation without its namespace and overload.
