@@ -20,7 +20,7 @@ from pytest_memleak.cards.simulated.simulation import Simulation
 from tests.cards.simulated.conftest import Events
 
 operations: Any = importlib.import_module("benchmarks.operations")  # as loose as a script
-RECORDED = Path(operations.__file__).parent / "results" / "2026-11-20-operations-h200.json"
+RECORDED = Path(operations.__file__).parent / "results" / "2026-11-28-operations-h200.json"
 BF16 = torch.bfloat16
 
 # Which kernel is the fastest cuDNN finds out on the card.
@@ -199,3 +199,24 @@ def test_convolutions_copy_what_does_not_lie_with_channels_last(simulation: Simu
     copies = numbers.nbytes + weight.nbytes + result + 16
     assert events(lambda: F.conv2d(numbers, weight)) == [result, copies, -copies, -result]
     assert events(lambda: F.conv2d(numbers.to(memory_format=torch.channels_last), weight))[1:2] == [result]
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "smooth_l1_loss"])
+def test_losses_are_there_twice_while_they_are_summed_up(name: str, events: Events) -> None:
+    """The result was made for all of them, and keeps that memory."""
+    given, wanted = (torch.empty(64, 1024, device="cuda") for _ in range(2))
+    each = 64 * 1024 * 4
+    for reduction, taken in (("none", [each]), ("mean", [each, each, -each]), ("sum", [each, each, -each])):
+        found = events(lambda r=reduction: getattr(F, name)(given, wanted, reduction=r))  # type: ignore[misc]
+        assert [size for size in found if abs(size) == each] == [*taken, -each], reduction
+
+
+def test_a_sum_over_losses_of_shapes_that_are_stretched(events: Events) -> None:
+    column, row = torch.empty(512, 1, device="cuda"), torch.empty(1, 512, device="cuda")
+    each = 512 * 512 * 4
+    with pytest.warns(UserWarning, match="broadcasting"):
+        found = events(lambda: F.huber_loss(column, row))
+    assert [size for size in found if abs(size) == each] == [each, -each]
+    with pytest.warns(UserWarning, match="broadcasting"):
+        found = events(lambda: F.mse_loss(column, row))
+    assert [size for size in found if abs(size) == each] == [each, each, -each, -each]
