@@ -129,14 +129,13 @@ def main() -> None:
         return
     _compare_all("cpu", shared.cpu_tensors().gauge)
     print(f"a reading of host memory: {min(timed(shared.host_memory().now) for _ in range(100)) * 1e6:.1f} µs")
+    from pytest_memleak.cards.simulated.card import SimulatedCard
     from pytest_memleak.cards.simulated.process import simulation_of
     from pytest_memleak.cards.simulated.profiles import cards_of
 
-    from pytest_memleak.cards.simulated.card import SimulatedCard
-
     simulation = simulation_of(cards_of(""))
     simulation.on()
-    _compare_all("cuda:0", SimulatedCard(simulation).gauges()[0].gauge)
+    _compare_all("cuda:0", SimulatedCard(simulation, named=False).gauges()[0].gauge)
 
 
 def _compare_all(device: str, gauge: Gauge) -> None:

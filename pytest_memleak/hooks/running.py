@@ -216,7 +216,7 @@ class RunningTest:
             attempt=self.item.stash[ATTEMPTS],
             notes=self.card.remarks(),
             duration=time.perf_counter() - self._started,
-            timelines=self.measurement.timeline.timelines(),
+            timelines=self.measurement.timeline.timelines({result.device for result in self.results}),
         )
 
     def _run_repeatedly(self) -> None:

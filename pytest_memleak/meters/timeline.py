@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from pytest_memleak.meters.gauge import PREDICTED, Gauge, Levels
@@ -156,12 +156,14 @@ class Recorder:
             self._passed, self._running = self._second(), False
         self._ticker.stop()
 
-    def timelines(self) -> tuple[Timeline, ...]:
-        """Of a device that was never used there is none, unless none was used."""
+    def timelines(self, judged: Container[str] = ()) -> tuple[Timeline, ...]:
+        """Of a device that nothing is known of there is none: neither a level that was seen, nor a judgement."""
         with self._lock:
-            drawn = [curve for curve in self.curves if curve.seconds]
-            used = [curve for curve in drawn if any(curve.bytes)] or drawn[:1]
-            return tuple(self._timeline(curve) for curve in used)
+            return tuple(
+                self._timeline(curve)
+                for number, curve in enumerate(self.curves)
+                if curve.seconds and (number == 0 or any(curve.bytes) or curve.source.device in judged)
+            )
 
     def _timeline(self, curve: Curve) -> Timeline:
         source = curve.source
