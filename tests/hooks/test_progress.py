@@ -1,7 +1,7 @@
-"""What is seen of a long test on a terminal while it runs, and that nothing is left of it. Each run has a terminal of its
-own, and a screen is made of what it was sent.
+"""What is seen of a long test on a terminal while it runs, and that nothing is left of it. Each run has a terminal of
+its own, and a screen is made of what it was sent.
 
-No test waits for seconds: the tests inside go on when the line was seen.
+No test waits for seconds: the tests inside go on when the line was seen (or, so that a failure ends, never seen).
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ MIB = 1024**2
 
 def wait_until_seen():
     drawing = any(thread.name == "memleak-timeline" for thread in threading.enumerate())
-    while drawing and not pathlib.Path("seen").exists():
+    for _ in range(6000):
+        if not drawing or pathlib.Path("seen").exists():
+            break
         threading.Event().wait(0.01)
 
 def test_before():
@@ -160,7 +162,9 @@ def test_what_others_write_meanwhile_is_not_disturbed(terminal: Open, pytester: 
 
     def wait_until_seen(name):
         drawing = any(thread.name == "memleak-timeline" for thread in threading.enumerate())
-        while drawing and not pathlib.Path(name).exists():
+        for _ in range(6000):
+            if not drawing or pathlib.Path(name).exists():
+                break
             threading.Event().wait(0.01)
 
     @pytest.fixture(scope="module")
@@ -199,12 +203,16 @@ def layer():
 
 @pytest.mark.max_peak("3 * fp32_size", model="fixture:layer")
 def test_of_a_fixture(layer):
-    while not pathlib.Path("seen").exists():
+    for _ in range(6000):
+        if pathlib.Path("seen").exists():
+            break
         threading.Event().wait(0.01)
 
 @pytest.mark.max_peak("2 * fp32_size")
 def test_of_the_body():
-    while not pathlib.Path("again").exists():
+    for _ in range(6000):
+        if pathlib.Path("again").exists():
+            break
         threading.Event().wait(0.01)
     torch.nn.Linear(1024, 1024, bias=False)
 """
@@ -263,14 +271,30 @@ def test_without_a_terminal_there_is_nothing(pytester: pytest.Pytester) -> None:
 
 
 def test_a_test_that_is_soon_over_is_not_shown(terminal: Open) -> None:
+    conftest = """
+    import threading
+    import pytest_memleak.hooks.progress as progress
+
+    progress.AFTER = 1e9
+    could_draw = threading.Semaphore(0)
+    original = progress.TestProgress.__call__
+
+    def counted(self, second, curves):
+        original(self, second, curves)
+        could_draw.release()
+
+    progress.TestProgress.__call__ = counted
+    """
     text = """
-    import pytest, threading
+    import pytest
+    from conftest import could_draw
 
     @pytest.mark.max_peak("1GiB")
     def test_short():
-        (thread,) = [one for one in threading.enumerate() if one.name == "memleak-timeline"]
+        for _ in range(2):
+            assert could_draw.acquire(timeout=60)
     """
-    one = terminal(text, conftest="")
+    one = terminal(text, conftest=conftest)
     assert "1 passed" in " ".join(one.rest())
     assert b"memleak: test_" not in one.sent
 
