@@ -125,6 +125,21 @@ def test_points_are_few_and_no_spike_vanishes(recorder: Recorder, fed: Told, clo
     assert drawn.seconds[0] == 0.0
     assert drawn.seconds[-1] == pytest.approx(9.999)
     assert drawn.seconds[drawn.bytes.index(10**9)] == pytest.approx(at * INTERVAL)
+    clock.time += 1
+    assert recorder._tick() == pytest.approx(32 * INTERVAL)  # the thread reads less often, too
+
+
+def test_whoever_watches_is_told_more_often_than_a_long_test_is_read(fed: Told, clock: Clock) -> None:
+    seconds: list[float] = []
+    recorder = Recorder([Source(fed, "allocated", "cpu")], lambda second, curves: seconds.append(second), clock)
+    recorder._interval = 8.0
+    recorder.go("setup")
+    for _ in range(17):
+        wait = recorder._tick()
+        assert wait == 0.25
+        clock.time += wait
+    assert len(seconds) == 17
+    assert recorder.timelines()[0].seconds == (0.0,)
 
 
 def test_thinned_points_are_the_higher_ones_of_each_two() -> None:
@@ -209,7 +224,7 @@ def test_nothing_is_recorded_in_a_pause(fed: Told) -> None:
     fed.level = 3
     recorder.go()
     recorder.end()
-    assert max(recorder.timelines()[0].bytes) <= 3
+    assert max(recorder.timelines()[0].bytes) == recorder.curves[0].highest == 3
 
 
 def test_without_a_source_there_is_no_thread() -> None:

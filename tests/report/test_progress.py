@@ -43,7 +43,7 @@ def test_the_name_is_cut_before_the_numbers_and_then_the_rest() -> None:
 
 
 def test_wide_letters_take_two_columns_and_controls_none() -> None:
-    found = line(Progress("test_[漢字漢字漢字漢字\x1b[2J]", 3, GIB, GIB), 40)
+    found = line(Progress("test_[\x1b[2J漢字漢字漢字漢字]", 3, GIB, GIB), 40)
     assert "\x1b" not in found
     screen = pyte.Screen(40, 2)
     pyte.Stream(screen).feed(found)
