@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.gauge import Gauge
-from pytest_memleak.meters.timeline import Recorder, Source
+from pytest_memleak.meters.timeline import INTERVAL, SELDOM, Recorder, Source
 
 ROUNDS = 7
 
@@ -71,8 +71,8 @@ def _done(device: str) -> None:
 
 
 @contextlib.contextmanager
-def recorded(gauge: Gauge) -> Iterator[Recorder]:
-    recorder = Recorder([Source(gauge, gauge.kinds[0], gauge.device)])
+def recorded(gauge: Gauge, interval: float) -> Iterator[Recorder]:
+    recorder = Recorder([Source(gauge, gauge.kinds[0], gauge.device)], interval=interval)
     recorder.start()
     recorder.go("setup")
     recorder.phase("call")
@@ -95,8 +95,8 @@ def both_times(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - used
 
 
-def compare(name: str, gauge: Gauge, make: Callable[[int], Callable[[], None]]) -> None:
-    for seconds in (0.02, 0.2, 1.0, 5.0):
+def compare(name: str, gauge: Gauge, interval: float, make: Callable[[int], Callable[[], None]]) -> None:
+    for seconds in (0.2, 1.0, 5.0):
         count = 100
         while (took := timed(make(count))) < seconds / 2:
             count = int(count * min(10.0, 1.2 * seconds / max(took, 1e-6)))
@@ -105,7 +105,7 @@ def compare(name: str, gauge: Gauge, make: Callable[[int], Callable[[], None]]) 
         without, within, points = [], [], 0
         for _ in range(ROUNDS if seconds < 2 else 3):
             without.append(both_times(work))
-            with recorded(gauge) as recorder:
+            with recorded(gauge, interval) as recorder:
                 within.append(both_times(work))
             points = len(recorder.curves[0].seconds)
         clock, processor = (
@@ -119,7 +119,7 @@ def compare(name: str, gauge: Gauge, make: Callable[[int], Callable[[], None]]) 
 
 def overhead(gauge: Gauge) -> None:
     def empty() -> None:
-        with recorded(gauge):
+        with recorded(gauge, INTERVAL):
             pass
 
     def reading() -> None:
@@ -154,9 +154,11 @@ def main() -> None:
 def _compare_all(device: str, gauge: Gauge) -> None:
     print(device)
     overhead(gauge)
-    compare("Python alone", gauge, python_alone)
-    compare("small operations", gauge, lambda count: small_operations(device, count))
-    compare("training steps", gauge, lambda count: training(device, max(1, count // 20)))
+    for interval in (INTERVAL, SELDOM):
+        print(f"every {1000 * interval:g} ms to begin with")
+        compare("Python alone", gauge, interval, python_alone)
+        compare("small operations", gauge, interval, lambda count: small_operations(device, count))
+        compare("training steps", gauge, interval, lambda count: training(device, max(1, count // 20)))
 
 
 if __name__ == "__main__":

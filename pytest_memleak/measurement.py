@@ -32,7 +32,7 @@ class Measurement:
         card: Card,
         recordings: Sequence[Recording] = (),
         smallest: int = 0,
-        timed: bool = False,
+        timed: float | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.plan = plan
@@ -48,7 +48,9 @@ class Measurement:
         self._leaks = plan.leak is not None or plan.report
         self._host_leaks = plan.leak is not None and plan.leak.of == "host"
         self._gauges = _gauges(plan, card)
-        self.timeline = Recorder(_sources(plan, card, self._gauges) if timed else (), watch)
+        # `timed`: how often its memory is read while it runs, to begin with.
+        sources = () if timed is None else _sources(plan, card, self._gauges)
+        self.timeline = Recorder(sources, watch, timed or 0.0)
         self.recordings = tuple(recordings)
         """What is alive at the peak of a device, by the lines that allocated it; blocks of `smallest` or more."""
         self._smallest = smallest

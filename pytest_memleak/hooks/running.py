@@ -19,6 +19,7 @@ from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.progress import LiveLine, TestProgress
 from pytest_memleak.hooks.refusals import ExpectedRefusals
 from pytest_memleak.measurement import Measurement
+from pytest_memleak.meters.timeline import INTERVAL, SELDOM
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import Block, CheckResult, TestRecord, Verdict
 from pytest_memleak.report.terminal import failure_text
@@ -55,7 +56,7 @@ class RunningTest:
             plan,
             card,
             *recordings_for(plan, card, explain),
-            timed=shown or live is not None,
+            timed=INTERVAL if shown else SELDOM if live is not None else None,
             watch=None if live is None else TestProgress(self, live),
         )
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)

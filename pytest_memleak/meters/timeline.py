@@ -17,9 +17,11 @@ from pytest_memleak.meters.ticking import Ticker
 from pytest_memleak.records.record import Timeline
 
 INTERVAL = 0.001
-"""To begin with; it doubles whenever the points are full. A reading takes 10 µs to 40 µs, for which the program may
-have to wait: up to a few percent in a test's first half second, half of that in the next, and so on
-(benchmarks/timeline.py)."""
+"""To begin with, for a page; it doubles whenever the points are full. The reading itself takes 1 µs (6 µs of host
+memory), but a thread that wakes costs 100 µs: a loop of small operations or training steps takes up to 13 % more of the
+processor in a test's first half second, 1 % to 5 % over some seconds (benchmarks/timeline.py)."""
+SELDOM = 0.01
+"""The same where only a live line is wanted, which is there by default and so must not cost more than 2 %."""
 POINTS = 512
 """On a page 1,000 pixels wide, more could not be told apart."""
 _REDRAW = 0.25
@@ -87,6 +89,7 @@ class Recorder:
         self,
         sources: Sequence[Source],
         watch: Watch | None = None,
+        interval: float = INTERVAL,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.curves = [Curve(source) for source in sources]
@@ -94,7 +97,7 @@ class Recorder:
         """Why nothing was read any more."""
         self._watch = watch
         self._clock = clock
-        self._interval = INTERVAL
+        self._interval = interval
         self._phases: list[tuple[str, float]] = []
         self._running = False
         self._passed = 0.0
@@ -207,7 +210,8 @@ class Recorder:
         if len(self.curves[0].seconds) >= POINTS:
             for curve in self.curves:
                 curve.thin()
-            self._interval *= 2
+            # As far apart as those that are kept; the ends of a test's parts and runs are points beside them.
+            self._interval = max(self._interval, 2 * second / POINTS)
         for curve in self.curves:
             curve.add(second, curve.now)
         self._due = second + self._interval

@@ -13,9 +13,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TextIO
 
 import pyte
 import pytest
+
+from pytest_memleak.hooks.progress import LiveLine
 
 pty = pytest.importorskip("pty", reason="needs terminals")
 
@@ -54,19 +58,23 @@ def test_fails():
 """
 
 
+def resize(terminal: int, rows: int) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, COLUMNS, 0, 0))
+
+
 class Terminal:
     """A run of pytest on a terminal, and what is on its screen."""
 
     def __init__(self, folder: Path, *args: str, rows: int = ROWS) -> None:
-        import fcntl
-        import struct
-        import termios
-
         self.sent = b""
         self.screen = pyte.HistoryScreen(COLUMNS, rows, history=1000)
         self._stream = pyte.ByteStream(self.screen)
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, COLUMNS, 0, 0))
+        resize(slave, rows)
         environment = os.environ | {"TERM": "xterm"}
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--gpu-backend=cpu", *args]
         self.process = subprocess.Popen(
@@ -297,6 +305,78 @@ def test_a_test_that_is_soon_over_is_not_shown(terminal: Open) -> None:
     one = terminal(text, conftest=conftest)
     assert "1 passed" in " ".join(one.rest())
     assert b"memleak: test_" not in one.sent
+
+
+class Writer:
+    """pytest's, on a terminal."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.width_of_current_line = 0
+
+
+@pytest.fixture
+def line_of_its_own() -> Iterator[tuple[LiveLine, Writer, SimpleNamespace, Callable[[], str]]]:
+    master, slave = pty.openpty()
+    resize(slave, 10)
+    capture = SimpleNamespace(
+        suspend_global_capture=lambda in_=False: None,
+        stop_global_capturing=lambda: None,
+        resume_global_capture=lambda: None,
+    )
+    with os.fdopen(slave, "w") as file:
+        writer = Writer(file)
+        live = LiveLine(writer, capture)
+
+        def sent() -> str:
+            os.write(slave, b"|")  # something to read there always is
+            found = b""
+            while not found.endswith(b"|"):
+                found += os.read(master, 4096)
+            return found[:-1].decode()
+
+        yield live, writer, capture, sent
+        live.close()
+        live.close()
+    os.close(master)
+
+
+Line = tuple[LiveLine, Writer, SimpleNamespace, Callable[[], str]]
+
+
+def test_it_is_drawn_while_pytest_captures_and_a_test_runs(line_of_its_own: Line) -> None:
+    live, _, capture, sent = line_of_its_own
+    live.show()
+    live.draw(lambda columns: "too early")
+    assert sent() == ""
+    capture.resume_global_capture()
+    live.draw(lambda columns: f"{columns} columns")
+    assert "99 columns" in sent()
+    live.hide()  # a wider fixture is set up
+    assert sent() == "\r\n\r\x1b[K\x1b[A\x1b[1G"
+    live.draw(lambda columns: "between")
+    assert sent() == ""
+    live.show()
+    live.draw(lambda columns: "again")
+    assert "again" in sent()
+    capture.suspend_global_capture(in_=True)
+    assert sent() == "\r\n\r\x1b[K\x1b[A\x1b[1G"
+    capture.suspend_global_capture()
+    live.draw(lambda columns: "while others write")
+    assert sent() == ""
+
+
+def test_the_cursor_goes_back_to_where_it_was_or_nothing_is_drawn(line_of_its_own: Line) -> None:
+    live, writer, capture, sent = line_of_its_own
+    live.show()
+    capture.resume_global_capture()
+    for width, column in ((7, "\x1b[8G"), (103, "\x1b[4G")):
+        writer.width_of_current_line = width
+        live.draw(lambda columns: "drawn")
+        assert sent().endswith(column)
+    writer.width_of_current_line = 200  # the next letter may be meant for this row or for the next one
+    live.draw(lambda columns: "drawn")
+    assert sent() == ""
 
 
 def test_a_bad_word_is_a_usage_error(pytester: pytest.Pytester) -> None:
