@@ -35,7 +35,7 @@ def live_line(config: pytest.Config, settings: Settings) -> LiveLine | None:
     if settings.progress == NEVER or is_worker(config) or reporter is None or capture is None:
         return None
     # With "no" and "tee-sys" the program writes to the terminal itself; with "sys" what it starts does.
-    if config.getoption("capture") != "fd" or config.get_verbosity() < 0 or not reporter.isatty():
+    if config.getoption("capture") != "fd" or config.get_verbosity() < 0 or not reporter._tw._file.isatty():
         return None
     if os.environ.get("TERM") == "dumb" or os.environ.get("CI") or os.environ.get("BUILD_NUMBER"):
         return None
