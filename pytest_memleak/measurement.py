@@ -16,8 +16,9 @@ from pytest_memleak.events.children import ChildWatch
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.accelerator import release_workspaces
-from pytest_memleak.meters.gauge import Reading, SharedGauge, Window
+from pytest_memleak.meters.gauge import PREDICTED, Reading, SharedGauge, Window
 from pytest_memleak.meters.host import settled
+from pytest_memleak.meters.timeline import Recorder, Source, Watch
 from pytest_memleak.plan import Plan
 from pytest_memleak.upstream.loads import ModelObserver
 
@@ -25,7 +26,15 @@ Readings = tuple[Reading, ...]
 
 
 class Measurement:
-    def __init__(self, plan: Plan, card: Card, recordings: Sequence[Recording] = (), smallest: int = 0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        card: Card,
+        recordings: Sequence[Recording] = (),
+        smallest: int = 0,
+        timed: float | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.plan = plan
         self.card = card
         self.bodies: list[Readings] = []
@@ -39,6 +48,9 @@ class Measurement:
         self._leaks = plan.leak is not None or plan.report
         self._host_leaks = plan.leak is not None and plan.leak.of == "host"
         self._gauges = _gauges(plan, card)
+        # `timed`: how often its memory is read while it runs, to begin with.
+        sources = () if timed is None else _sources(plan, card, self._gauges)
+        self.timeline = Recorder(sources, watch, timed or 0.0)
         self.recordings = tuple(recordings)
         """What is alive at the peak of a device, by the lines that allocated it; blocks of `smallest` or more."""
         self._smallest = smallest
@@ -56,15 +68,18 @@ class Measurement:
                 undo.enter_context(self.observer)
             undo.enter_context(self._child_watch)
             self._undo = undo.pop_all()
+        self.timeline.start()
         if self._host_leaks:
             self.settled.append(settled())
         self._open_windows()
+        self.timeline.go("setup")
         for recording in self.recordings:
             self._undo.callback(recording.end)
             recording.begin(self._smallest)
 
     def pause(self) -> None:
         """A fixture of a wider scope is about to be set up: what it does is not the test's."""
+        self.timeline.pause()
         for recording in self.recordings:
             recording.pause()
         for window in self._windows:
@@ -83,14 +98,17 @@ class Measurement:
         changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
         for recording in self.recordings:
             recording.resume()
+        self.timeline.go()
         return any(changed)
 
     def body_begins(self) -> None:
         for window in self._windows:
             window.phase("call")
+        self.timeline.phase("call")
 
     def body_ended(self) -> None:
         """The body has returned; its fixtures are still there."""
+        self.timeline.phase("teardown")
         self.bodies.append(self._read())
         for recording in self.recordings:
             recording.pause()
@@ -98,12 +116,14 @@ class Measurement:
 
     def run_ended(self) -> None:
         """The function fixtures are torn down: what is held now stays."""
+        self.timeline.pause()
         if self._leaks:
             garbage.collect_unless_off()
             release_workspaces()
             if any(reading.grown(kind) > 0 for reading in self._read() for kind in reading.end):
                 # It may have replaced something older: that is among the frozen, where only this looks.
                 garbage.collect_everything()
+        self.timeline.sample()
         self.ends.append(self._close_windows())
         if self._host_leaks:
             self.settled.append(settled())
@@ -114,11 +134,13 @@ class Measurement:
             self.observer.conclude()
         self._settle()
         self._open_windows()
+        self.timeline.go("setup")
         for recording in self.recordings:
             recording.resume()
 
     def close(self) -> None:
         """Undoes everything; right at any point, also after a set-up that failed."""
+        self.timeline.end()
         self._close_windows()
         self._undo.close()
 
@@ -166,3 +188,24 @@ def _gauges(plan: Plan, card: Card) -> list[SharedGauge]:
     if plan.host_peak is not None and not host_is_tensors:
         gauges.append(shared.host())
     return gauges
+
+
+def _sources(plan: Plan, card: Card, gauges: Sequence[SharedGauge]) -> list[Source]:
+    """Of each gauge the kinds that the checks ask for."""
+    peak = leak = None
+    if plan.peak is not None or plan.cap is not None or plan.report:
+        peak = (plan.peak.of if plan.peak else None) or "allocated"
+    if plan.report or (plan.leak is not None and plan.leak.of != "host"):
+        leak = (plan.leak.of if plan.leak else None) or "allocated"
+    sources = []
+    for gauge in (one.gauge for one in gauges):
+        if gauge.device == "host":
+            sources.append(Source(gauge, "committed", "host"))
+            continue
+        beside = gauge.device == "cpu" and card.backend != "cpu"
+        if beside and card.backend == "simulated" and plan.host_peak is not None:
+            sources.append(Source(gauge, "allocated", "host", predicted=True))
+        for kind in dict.fromkeys((leak,) if beside else (peak, leak)):
+            if kind in gauge.kinds:
+                sources.append(Source(gauge, kind, gauge.device, gauge.how == PREDICTED))
+    return sources

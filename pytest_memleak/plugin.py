@@ -87,9 +87,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             item.stash[PLAN] = plan
             asked = True
     if asked:
+        from pytest_memleak.hooks.progress import live_line
         from pytest_memleak.hooks.simulating import around_tests
 
-        session.config.pluginmanager.register(MeasuredTests(read), "memleak-measuring")
+        live = live_line(session.config, read)
+        session.config.pluginmanager.register(MeasuredTests(read, live), "memleak-measuring")
         around_tests(session, read)
 
 

@@ -17,6 +17,7 @@ MODES = (ENFORCE, REPORT)
 AUTO, ALWAYS, RERUN, NEVER = "auto", "always", "rerun", "never"
 EXPLAIN = (AUTO, ALWAYS, RERUN, NEVER)
 SIMULATED = "simulated"
+PROGRESS = (AUTO, NEVER)
 BACKENDS = ("auto", "real", SIMULATED, "cpu")
 
 
@@ -72,6 +73,20 @@ OPTIONS = (
         "that, side effects included; never: neither.",
     ),
     Option("json", "--memleak-json", "PATH", "Write every result to PATH as JSON (schema pytest-memleak/1)."),
+    Option(
+        "html",
+        "--memleak-html",
+        "PATH",
+        "Write a page to PATH that shows every test's verdict, its memory over time and what held it; works offline "
+        "(needs the extra html).",
+    ),
+    Option(
+        "progress",
+        "--memleak-progress",
+        "WHEN",
+        "auto (default): on a terminal, a measured test that takes long shows its memory while it runs. never: nothing "
+        "is shown before its result.",
+    ),
     Option("max_peak", "--memleak-max-peak", "LIMIT", "Default max_peak for all tests without the marker."),
     Option(
         "max_host_peak", "--memleak-max-host-peak", "LIMIT", "Default max_host_peak for all tests without the marker."
@@ -102,6 +117,8 @@ class Settings:
     mode: str = ENFORCE
     explain: str = AUTO
     json: str | None = None
+    html: str | None = None
+    progress: str = AUTO
     defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
 
     @property
@@ -135,6 +152,11 @@ def read(config: pytest.Config) -> Settings:
         if name in given:
             checked(name, lambda text, zero=name == "max_leak": parse(text, zero=zero))
     backend, cards = checked("gpu_backend", _backend) if "gpu_backend" in given else ("auto", "")
+
+    def path(name: str) -> str | None:
+        # As text: a slash at its end says that a folder is meant, and a Path would drop it.
+        return os.path.join(config.invocation_params.dir, given[name].text) if name in given else None
+
     return Settings(
         cap=checked("gpu_cap", parse_size) if "gpu_cap" in given else None,
         cap_given=given.get("gpu_cap"),
@@ -143,8 +165,9 @@ def read(config: pytest.Config) -> Settings:
         cards=cards,
         mode=checked("mode", _one_of(MODES)) if "mode" in given else ENFORCE,
         explain=checked("explain", _one_of(EXPLAIN)) if "explain" in given else AUTO,
-        # As text: a slash at its end says that a folder is meant, and a Path would drop it.
-        json=os.path.join(config.invocation_params.dir, given["json"].text) if "json" in given else None,
+        json=path("json"),
+        html=path("html"),
+        progress=checked("progress", _one_of(PROGRESS)) if "progress" in given else AUTO,
         defaults={name: given[name] for name in DEFAULT_CHECKS if name in given},
     )
 

@@ -41,6 +41,7 @@ _NOT_RECORDED = (
     "which lines allocated what was alive was not recorded, which takes time on this card: --memleak-explain=always "
     "records, rerun does so for tests that fail"
 )
+_PEAKS = ("max_peak", "max_host_peak")
 _EACH, _ALL = 2.0, 6.0
 """Seconds that one look may take, and all of a test's."""
 _STEP = 1.02
@@ -68,8 +69,12 @@ def _cannot_record(card: Card) -> str | None:
 class Explaining:
     """One test's. It looks on the way up, and the last look is the one that counts: nobody knows a peak before it."""
 
-    def __init__(self, test: RunningTest, when: str) -> None:
+    def __init__(self, test: RunningTest, when: str, shown: bool = False) -> None:
+        """`shown`: what was alive at a peak is wanted of promises that were kept, too."""
         self._test = test
+        self._shown = shown
+        self._limits: dict[int, int] = {}
+        """What limits came to when they were last asked for, by the identity of their budget."""
         self._recordings = test.measurement.recordings
         self._moments: dict[str, Moment] = {}
         self._failures: dict[str, str] = {}
@@ -113,18 +118,44 @@ class Explaining:
 
     def _value(self, budget: Budget) -> int | None:
         try:
-            return evaluate(budget, lambda name: self._test.names.term(budget, name)).bytes
+            value = evaluate(budget, lambda name: self._test.names.term(budget, name)).bytes
         except (Inconclusive, BadInput):
             return None
+        self._limits[id(budget)] = value
+        return value
+
+    def ask_limits(self) -> None:
+        """Those about a fixture's model are known before the body runs, and not only when it allocates."""
+        for budget in (self._test.plan.peak, self._test.plan.host_peak):
+            if budget is not None and str(budget.model).startswith("fixture:"):
+                self._value(budget)
+
+    def known_limit(self, budget: Budget) -> int | None:
+        """What it came to when it was last asked for. Other threads may ask: no model is looked at here."""
+        return self._limits.get(id(budget)) if budget.limit.names else self._value(budget)
 
     def added_to(self, results: Sequence[CheckResult]) -> list[CheckResult]:
         """The same, and those that failed say why."""
-        return [self._explained(result) if result.verdict == "fail" else result for result in results]
+        return [self._explained(result) if result.verdict == "fail" else self._kept(result) for result in results]
 
-    def _explained(self, result: CheckResult) -> CheckResult:
+    def _recording_of(self, result: CheckResult) -> Recording | None:
         device = "cpu" if result.device == "host" else result.device
         looked = sorted(self._recordings, key=lambda one: one.device not in self._moments)
-        recording = next((one for one in looked if device in (one.device, "")), None)
+        return next((one for one in looked if device in (one.device, "")), None)
+
+    def _kept(self, result: CheckResult) -> CheckResult:
+        if not self._shown or result.check not in _PEAKS or result.measured is None:
+            return result
+        recording = self._recording_of(result)
+        if recording is None:
+            return result
+        try:
+            return replace(result, at_peak=groups_of(recording.read().held))
+        except Exception:  # noqa: BLE001 – as below; nothing is said of a kept promise, and the page shows no table
+            return result
+
+    def _explained(self, result: CheckResult) -> CheckResult:
+        recording = self._recording_of(result)
         if recording is None:
             return result if self._reason is None else replace(result, explanation=(self._reason,))
         try:

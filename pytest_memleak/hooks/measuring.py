@@ -30,6 +30,7 @@ from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
+    from pytest_memleak.hooks.progress import LiveLine
     from pytest_memleak.hooks.running import RunningTest
 
 _WIDTHS = ("function", "class", "module", "package", "session")
@@ -40,8 +41,10 @@ class Refused(Failed):
 
 
 class MeasuredTests:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, live: LiveLine | None = None) -> None:
         self._settings = settings
+        self._live = live
+        """Where a test's memory is shown while it runs, if there is a terminal."""
         self.test: RunningTest | None = None
         self._light: set[pytest.FixtureDef[Any]] = set()
         """Wider fixtures that hold no memory: most classes and modules have some."""
@@ -100,6 +103,8 @@ class MeasuredTests:
         if self.test is not None:
             self.test.close()  # the run was interrupted in the middle of it
         self._undo.close()
+        if self._live is not None:
+            self._live.close()
         if "torch" in sys.modules:
             from pytest_memleak.events import garbage
 
@@ -228,7 +233,8 @@ class MeasuredTests:
         if not plan.marked and card.backend == "cpu":
             return
         garbage.begin_session()
-        test = RunningTest(item, plan, card, self._watched, rerun.when(item, self._settings))
+        when, shown = rerun.when(item, self._settings), self._settings.html is not None
+        test = RunningTest(item, plan, card, self._watched, when, shown, self._live)
         try:
             test.begin()
         except BaseException:

@@ -16,8 +16,10 @@ from pytest_memleak.errors import Inconclusive, Judged
 from pytest_memleak.hooks import insides, judging
 from pytest_memleak.hooks.explaining import Explaining, recordings_for
 from pytest_memleak.hooks.models import ModelNames
+from pytest_memleak.hooks.progress import LiveLine, TestProgress
 from pytest_memleak.hooks.refusals import ExpectedRefusals
 from pytest_memleak.measurement import Measurement
+from pytest_memleak.meters.timeline import INTERVAL, SELDOM
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import Block, CheckResult, TestRecord, Verdict
 from pytest_memleak.report.terminal import failure_text
@@ -40,16 +42,26 @@ class RunningTest:
         card: Card,
         watched_by: Mapping[pytest.FixtureDef[Any], Scope],
         explain: str = AUTO,
+        shown: bool = False,
+        live: LiveLine | None = None,
     ) -> None:
+        """`shown`: on a page, with its memory over time. `live`: where the test's memory is shown while it runs."""
         self.item = item
         self.plan = plan
         self.card = card
         self.wider = watched_by.keys()
         """Fixtures of wider scopes that are there, whichever test asked for them."""
-        self.measurement = Measurement(plan, card, *recordings_for(plan, card, explain))
+        self.live = live
+        self.measurement = Measurement(
+            plan,
+            card,
+            *recordings_for(plan, card, explain),
+            timed=INTERVAL if shown else SELDOM if live is not None else None,
+            watch=None if live is None else TestProgress(self, live),
+        )
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
-        self.explaining = Explaining(self, explain)
+        self.explaining = Explaining(self, explain, shown)
         self.results: list[CheckResult] = []
         self.blocks: list[Block] = []
         self.info = card.info(plan.cap)
@@ -74,6 +86,8 @@ class RunningTest:
         self.measurement.begin()
         self.explaining.begin()
         self._watching = True
+        if self.live is not None:
+            self.live.show()
         # The last step of pytest's own teardown of a test, after all finalizers of its function fixtures.
         self.item.teardown = self._teardown_item  # type: ignore[method-assign]
         if self.plan.leak is not None and self.plan.leak.runs > 1:
@@ -84,6 +98,8 @@ class RunningTest:
         """A wider fixture is set up or torn down; those that it asks for in turn are part of it."""
         if not self._pauses and self._watching:
             self.measurement.pause()
+            if self.live is not None:
+                self.live.hide()
         self._pauses += 1
 
     def resume(self) -> bool:
@@ -91,10 +107,14 @@ class RunningTest:
         self._pauses -= 1
         if self._pauses or not self._watching:
             return True
+        if self.live is not None:
+            self.live.show()
         return self.measurement.resume()
 
     def body_begins(self) -> None:
         self.names.body_begins()
+        if self.live is not None:
+            self.explaining.ask_limits()
         self.measurement.body_begins()
 
     def body_ended(self) -> None:
@@ -157,6 +177,8 @@ class RunningTest:
         for replaced in ("teardown", "runtest"):
             self.item.__dict__.pop(replaced, None)
         self.measurement.close()
+        if self.live is not None:
+            self.live.hide()
         self.expected.end()
         self.names.end()
 
@@ -195,6 +217,7 @@ class RunningTest:
             attempt=self.item.stash[ATTEMPTS],
             notes=self.card.remarks(),
             duration=time.perf_counter() - self._started,
+            timelines=self.measurement.timeline.timelines({result.device for result in self.results}),
         )
 
     def _run_repeatedly(self) -> None:

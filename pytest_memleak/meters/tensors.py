@@ -42,7 +42,8 @@ class CpuTensors:
         """The reason why the exact engine is not in use, or None."""
         self.how: str = self.engine.how
         self._foreign: dict[int, _Foreign] = {}
-        self._foreign_levels: dict[tuple[bool, bool], int] = {}
+        self._foreign_levels: list[dict[tuple[bool, bool], int]] = [{}]
+        """In a box: whoever changes what is foreign puts new ones into it."""
         self._missed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._foreign_peak = ForeignPeak(known=lambda mapped: self._foreign_bytes(prior=False, mapped=mapped))
         garbage.thaw()  # a census sees nothing frozen
@@ -139,10 +140,14 @@ class CpuTensors:
 
     def _foreign_bytes(self, prior: bool, mapped: bool) -> int:
         kind = prior, mapped
-        if kind not in self._foreign_levels:
+        # Taken out of the box before anything is added up: a timeline asks on a thread of its own, and a sum of what
+        # was there before a change must not be kept after it.
+        levels = self._foreign_levels[0]
+        level = levels.get(kind)
+        if level is None:
             found = [one for one in list(self._foreign.values()) if (one.prior, one.mapped) == kind]
-            self._foreign_levels[kind] = covered(Span(one.address, one.bytes, mapped) for one in found)
-        return self._foreign_levels[kind]
+            level = levels[kind] = covered(Span(one.address, one.bytes, mapped) for one in found)
+        return level
 
     def _born(self, storage: torch.UntypedStorage, mapped: bool) -> None:
         if storage._cdata not in self._foreign and not self.engine.knows(storage) and self.engine.foreign(storage):
@@ -180,11 +185,11 @@ class CpuTensors:
             # torch may have given the same identity to a new storage that was noted meanwhile.
             if key in registry and registry[key].reference is reference:
                 del registry[key]
-                levels.clear()
+                levels[0] = {}
 
         self._foreign_peak.forget(key)
         registry[key] = _Foreign(address, storage.nbytes(), mapped, prior, weakref.ref(storage, gone))
-        levels.clear()
+        levels[0] = {}
 
 
 def _choose() -> tuple[CpuEngine, str | None]:

@@ -91,6 +91,24 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """How much of one kind of memory was held on one device while a test ran, as it was sampled."""
+
+    device: str
+    """``cuda:0``, ``cpu``, ``host``."""
+    kind: str
+    """That of the check it is drawn for: ``allocated``, ``committed`` …"""
+    how: str
+    """How the points were got: ``sampled every 2 ms``, ``predicted, sampled every 2 ms``."""
+    seconds: tuple[float, ...]
+    """Since the test's windows opened, rising; while they are paused (a wider fixture) the clock stands still."""
+    bytes: tuple[int, ...]
+    """The absolute level at that second."""
+    phases: tuple[tuple[str, float], ...] = ()
+    """When each part of the test began: ``("setup", 0.0), ("call", 0.12), ("teardown", 3.4)``; again for each run."""
+
+
+@dataclass(frozen=True)
 class CardInfo:
     """The card a test ran on."""
 
@@ -122,6 +140,8 @@ class TestRecord:
     attempt: int = 1
     notes: tuple[str, ...] = ()
     duration: float = 0.0
+    timelines: tuple[Timeline, ...] = ()
+    """Only where somebody wants to see them."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -131,7 +151,10 @@ class TestRecord:
         return next((verdict for verdict in order if verdict in seen), None)
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"verdict": self.verdict}
+        data = dataclasses.asdict(self) | {"verdict": self.verdict}
+        if not self.timelines:
+            del data["timelines"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TestRecord:
@@ -144,8 +167,14 @@ class TestRecord:
                 "results": tuple(_result(result) for result in fields.get("results", ())),
                 "blocks": tuple(Block(**block) for block in fields.get("blocks", ())),
                 "notes": tuple(fields.get("notes", ())),
+                "timelines": tuple(_timeline(timeline) for timeline in fields.get("timelines", ())),
             }
         )
+
+
+def _timeline(data: dict[str, Any]) -> Timeline:
+    phases = tuple((name, seconds) for name, seconds in data.get("phases", ()))
+    return Timeline(**data | {"seconds": tuple(data["seconds"]), "bytes": tuple(data["bytes"]), "phases": phases})
 
 
 def _result(data: dict[str, Any]) -> CheckResult:

@@ -20,6 +20,7 @@ class SimulatedMemory(AcceleratorMemory):
     def __init__(self, allocator: Allocator, unknowns: Unknowns, margins: Margins) -> None:
         self.device = f"cuda:{allocator.device}"
         self._index = allocator.device
+        self._statistics = allocator.statistics
         self._unknowns = unknowns
         self._margins = margins
         self._last_peak = 0
@@ -34,6 +35,11 @@ class SimulatedMemory(AcceleratorMemory):
 
     def end(self) -> None:
         """As `begin`."""
+
+    def now(self) -> Levels:
+        # A timeline asks a thousand times a second, and all the statistics are sixty numbers.
+        tally = self._statistics.all
+        return {"allocated": tally.held, "requested": tally.asked, "reserved": tally.reserved}
 
     def take_peaks(self) -> Levels:
         peaks = super().take_peaks()
