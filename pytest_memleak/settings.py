@@ -72,6 +72,20 @@ OPTIONS = (
         "that, side effects included; never: neither.",
     ),
     Option("json", "--memleak-json", "PATH", "Write every result to PATH as JSON (schema pytest-memleak/1)."),
+    Option(
+        "html",
+        "--memleak-html",
+        "PATH",
+        "Write a page to PATH that shows every test's verdict, its memory over time and what held it; works offline "
+        "(needs the extra html).",
+    ),
+    Option(
+        "snapshots",
+        "--memleak-snapshots",
+        "FOLDER",
+        "On CUDA, save torch's own memory snapshot of each test whose memory was recorded to FOLDER, for "
+        "https://pytorch.org/memory_viz.",
+    ),
     Option("max_peak", "--memleak-max-peak", "LIMIT", "Default max_peak for all tests without the marker."),
     Option(
         "max_host_peak", "--memleak-max-host-peak", "LIMIT", "Default max_host_peak for all tests without the marker."
@@ -102,6 +116,8 @@ class Settings:
     mode: str = ENFORCE
     explain: str = AUTO
     json: str | None = None
+    html: str | None = None
+    snapshots: str | None = None
     defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
 
     @property
@@ -135,6 +151,17 @@ def read(config: pytest.Config) -> Settings:
         if name in given:
             checked(name, lambda text, zero=name == "max_leak": parse(text, zero=zero))
     backend, cards = checked("gpu_backend", _backend) if "gpu_backend" in given else ("auto", "")
+    explain = checked("explain", _one_of(EXPLAIN)) if "explain" in given else AUTO
+    if "snapshots" in given and explain not in (ALWAYS, RERUN):
+        raise pytest.UsageError(
+            f"{given['snapshots'].source}: a snapshot shows what was recorded, and with --memleak-explain={explain} "
+            "nothing is, on CUDA: add --memleak-explain=always (for all tests) or rerun (for tests whose peak broke)"
+        )
+
+    def path(name: str) -> str | None:
+        # As text: a slash at its end says that a folder is meant, and a Path would drop it.
+        return os.path.join(config.invocation_params.dir, given[name].text) if name in given else None
+
     return Settings(
         cap=checked("gpu_cap", parse_size) if "gpu_cap" in given else None,
         cap_given=given.get("gpu_cap"),
@@ -142,9 +169,10 @@ def read(config: pytest.Config) -> Settings:
         backend_given=given.get("gpu_backend"),
         cards=cards,
         mode=checked("mode", _one_of(MODES)) if "mode" in given else ENFORCE,
-        explain=checked("explain", _one_of(EXPLAIN)) if "explain" in given else AUTO,
-        # As text: a slash at its end says that a folder is meant, and a Path would drop it.
-        json=os.path.join(config.invocation_params.dir, given["json"].text) if "json" in given else None,
+        explain=explain,
+        json=path("json"),
+        html=path("html"),
+        snapshots=path("snapshots"),
         defaults={name: given[name] for name in DEFAULT_CHECKS if name in given},
     )
 

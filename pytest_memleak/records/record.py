@@ -91,6 +91,19 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """How much of one kind of memory was held on one device while a test ran, as it was sampled."""
+
+    device: str
+    kind: str
+    how: str
+    seconds: tuple[float, ...]
+    bytes: tuple[int, ...]
+    phases: tuple[tuple[str, float], ...] = ()
+    """When each part of the test began: ``("setup", 0.0), ("call", 0.12), ("teardown", 3.4)``."""
+
+
+@dataclass(frozen=True)
 class CardInfo:
     """The card a test ran on."""
 
@@ -122,6 +135,7 @@ class TestRecord:
     attempt: int = 1
     notes: tuple[str, ...] = ()
     duration: float = 0.0
+    timelines: tuple[Timeline, ...] = ()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -144,8 +158,14 @@ class TestRecord:
                 "results": tuple(_result(result) for result in fields.get("results", ())),
                 "blocks": tuple(Block(**block) for block in fields.get("blocks", ())),
                 "notes": tuple(fields.get("notes", ())),
+                "timelines": tuple(_timeline(timeline) for timeline in fields.get("timelines", ())),
             }
         )
+
+
+def _timeline(data: dict[str, Any]) -> Timeline:
+    phases = tuple((name, seconds) for name, seconds in data.get("phases", ()))
+    return Timeline(**data | {"seconds": tuple(data["seconds"]), "bytes": tuple(data["bytes"]), "phases": phases})
 
 
 def _result(data: dict[str, Any]) -> CheckResult:
