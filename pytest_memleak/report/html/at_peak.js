@@ -12,6 +12,7 @@ function groupsOf(result) {
 }
 
 const fileOf = (line) => line.replace(/:\d+$/, "");
+const lineOf = (one, file) => (one.many || one.line === file ? one.line : `line ${one.line.slice(file.length + 1)}`);
 const nameOf = (line) => line.replace(/^.*[\\/]/, "");
 
 function drawTreemap(place, result, groups, colours, dark) {
@@ -40,7 +41,7 @@ function drawTreemap(place, result, groups, colours, dark) {
     add(id, file ? nameOf(file) : "other lines", "all", total, size(total), [file || "other lines", size(total)], file ? tone(hue, false) : colours.band);
     for (const one of members) {
       const hover = [one.line, `${size(one.bytes)} in ${plural(one.blocks, "block")}`, one.example, one.by && `asked for by ${one.by}`];
-      add(`l${number++}`, one.many ? one.line : nameOf(one.line), id, one.bytes, `${size(one.bytes)} in ${plural(one.blocks, "block")}`, hover, file ? tone(hue, true) : colours.band);
+      add(`l${number++}`, lineOf(one, file), id, one.bytes, `${size(one.bytes)} in ${plural(one.blocks, "block")}`, hover, file ? tone(hue, true) : colours.band);
     }
   });
   const known = groups.reduce((sum, one) => sum + one.bytes, 0);

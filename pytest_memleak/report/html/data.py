@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.collected import Collected
-from pytest_memleak.records.record import AtPeak, CheckResult, TestRecord, Timeline
+from pytest_memleak.records.record import AtPeak, CardInfo, CheckResult, TestRecord, Timeline
 from pytest_memleak.records.run import RunInfo
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.wording import SNAPSHOT, card_line
@@ -42,14 +43,16 @@ def overview(collected: Collected, run: RunInfo) -> dict[str, Any]:
     """All that the table and the page's head show."""
     records = list(collected)
     cards: dict[str, int] = {}
+    short: list[str] = []
     for record in records:
-        if record.card is not None:
-            cards.setdefault(card_line(record.card), len(cards))
+        if record.card is not None and card_line(record.card) not in cards:
+            cards[card_line(record.card)] = len(cards)
+            short.append(_short(record.card))
     return {
         "run": run.as_json(),
         "totals": collected.totals().as_json(),
         "silent": list(collected.silent_workers),
-        "cards": list(cards),
+        "cards": list(zip(cards, short, strict=True)),
         "predicted": sum(bool(record.card and record.card.backend == "simulated") for record in records),
         "tests": [_row(record, cards) for record in records],
     }
@@ -60,7 +63,7 @@ def test_data(record: TestRecord, lines: Lines, folder: Path, page: Path) -> dic
     results = sorted(record.results, key=_badness)
     # What report mode does not enforce is told as it would have been printed.
     told = record.results if record.verdict else [replace(result, enforced=True) for result in record.results]
-    return {
+    data = {
         "results": [_result(result, lines) for result in results],
         "timelines": [_timeline(timeline) for timeline in record.timelines if timeline.seconds],
         "blocks": [_without_empty(vars(block)) for block in record.blocks],
@@ -69,6 +72,7 @@ def test_data(record: TestRecord, lines: Lines, folder: Path, page: Path) -> dic
         "cap": record.card.cap if record.card else None,
         "devices": list(record.card.devices) if record.card else [],
     }
+    return _without_empty(data)
 
 
 test_data.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of the name
@@ -96,6 +100,12 @@ def _row(record: TestRecord, cards: dict[str, int]) -> dict[str, Any]:
             "how": first.how,
         }
     return _without_empty(row)
+
+
+def _short(card: CardInfo) -> str:
+    """To tell the cards of a run apart."""
+    simulated = "simulated " if card.backend == "simulated" else ""
+    return f"{simulated}{card.name.removeprefix('NVIDIA ')}{f', cap {format_size(card.cap)}' if card.cap is not None else ''}"
 
 
 def verdict_word(record: TestRecord) -> str:

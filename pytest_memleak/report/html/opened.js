@@ -112,7 +112,7 @@ function blocksSection(test) {
 function factsSection(row, test) {
   const facts = [
     ["stands in", element("code", {}, row.place)],
-    row.card === undefined ? null : ["card", OVERVIEW.cards[row.card]],
+    row.card === undefined ? null : ["card", OVERVIEW.cards[row.card][0]],
     row.worker ? ["worker", row.worker] : null,
     row.attempt ? ["attempt", `${row.attempt}; only the last one is kept`] : null,
     ["took", duration(row.seconds)],

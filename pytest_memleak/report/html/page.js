@@ -28,14 +28,14 @@ function head() {
     ["mode", report ? "report: no limit fails a test" : run.mode],
     ["backend", run.backend],
     ["cap", run.cap === null ? "none" : size(run.cap)],
-    ["cards", cards.length ? cards.map((card) => element("div", {}, card)) : "none"],
+    ["cards", cards.length ? cards.map(([card]) => element("div", {}, card)) : "none"],
     ["totals", [`${totals.passed} passed`, ...parts, totals.reruns && plural(totals.reruns, "rerun")].filter(Boolean).join(" · ")],
     ["highest", totals.highest_peaks.map((one) => element("div", {}, `${size(one.bytes)} ${one.kind} on ${one.device} (${one.check}): `, element("code", {}, one.nodeid)))],
     ["command", element("code", {}, ["pytest", ...run.args].join(" "))],
     ["exit status", String(run.exit_status)],
     ["versions", versions],
   ];
-  document.getElementById("head").append(
+  const shown = [
     element("div", { class: "title" },
       element("h1", { class: bad ? "red" : totals.not_judged || !tests.length ? "amber" : "green" }, verdict, element("small", {}, parts.length ? of : tests.length ? ` · ${plural(tests.length, "test")}` : "")),
       element("p", { class: "brand" }, "memleak")),
@@ -43,7 +43,9 @@ function head() {
     silent.length ? element("p", { class: "banner red" }, element("b", {}, `Fell silent: ${silent.join(", ")}. `), "What had finished there is on this page; what was running there was not judged.") : null,
     element("details", { class: "run" },
       element("summary", {}, [`backend ${run.backend}`, run.cap === null ? null : `cap ${size(run.cap)}`, report ? "report mode" : null, versions].filter(Boolean).join(" · ")),
-      element("dl", { class: "facts" }, facts.filter(([, value]) => value.length !== 0).map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]))));
+      element("dl", { class: "facts" }, facts.filter(([, value]) => value.length !== 0).map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]))),
+  ];
+  document.getElementById("head").append(...shown.filter(Boolean));
 }
 
 /** The test that the address names, if any; a damaged address names none. */

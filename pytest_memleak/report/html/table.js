@@ -12,14 +12,17 @@ const COLUMNS = [
   { name: "limit", by: (row) => row.limit, number: true },
   { name: "of limit", by: (row) => row.used, number: true },
   { name: "how", by: (row) => manner(row.how) },
-  { name: "card", by: (row) => row.card, hidden: true },
+  { name: "card", by: (row) => row.card },
   { name: "time", by: (row) => row.seconds, number: true },
 ];
+
+/** What broke without a limit to be measured by was refused: as bad as anything. */
+const beyond = (row) => (row.used === null ? (classOf(row.verdict) === "red" ? Infinity : -1) : row.used);
 
 /** Red first, and the furthest beyond its limit first of all. */
 const URGENCY = (one, other) =>
   VERDICTS.indexOf(one.verdict) - VERDICTS.indexOf(other.verdict) ||
-  compared(other.used, one.used) ||
+  compared(beyond(other), beyond(one)) ||
   one.number - other.number;
 
 /** What is missing comes last, whichever way it is sorted. */
@@ -27,6 +30,8 @@ function compared(one, other) {
   if (one === other) return 0;
   return one < other ? -1 : 1;
 }
+
+const filled = (value) => (value === undefined ? " empty" : "");
 
 class Table {
   constructor(rows) {
@@ -45,26 +50,25 @@ class Table {
     for (const row of this.rows) {
       row.used = share(row.measured, row.limit);
       row.shown = this.line(row);
-      row.words = [row.nodeid, row.verdict, row.check, row.how, row.worker, OVERVIEW.cards[row.card]].filter(Boolean).join(" ").toLowerCase();
+      row.words = [row.nodeid, row.verdict, row.check, row.how, row.worker, row.card !== undefined && OVERVIEW.cards[row.card][0]].filter(Boolean).join(" ").toLowerCase();
     }
   }
 
   line(row) {
     const cut = row.nodeid.indexOf("::");
     const file = cut < 0 ? "" : row.nodeid.slice(0, cut + 2);
-    const several = OVERVIEW.cards.length > 1 && row.card !== undefined;
-    row.button = element("button", { "aria-expanded": "false", type: "button" }, file ? element("small", {}, file) : null, row.nodeid.slice(file.length));
+    row.button = element("button", { "aria-expanded": "false", type: "button" }, file ? element("small", {}, breakable(file)) : null, breakable(row.nodeid.slice(file.length)));
     const broken = classOf(row.verdict) === "red";
     return element("tr", { class: `test ${classOf(row.verdict)}`, onclick: (event) => this.clicked(event, row) },
       element("td", { class: "name" }, row.button, row.worker ? element("span", { class: "tag" }, row.worker) : null, row.attempt ? element("span", { class: "tag" }, `attempt ${row.attempt}`) : null),
       element("td", { class: "verdict" }, element("span", {}, row.verdict)),
       element("td", { class: "check" }, row.check || "–", row.results > 1 ? element("span", { class: "tag", title: `${row.results} results, the most telling is shown` }, `+${row.results - 1}`) : null),
-      element("td", { class: "number measured" }, row.measured === undefined ? "–" : size(row.measured)),
-      element("td", { class: "number limit" }, row.limit === undefined ? "–" : size(row.limit)),
+      element("td", { class: `number measured${filled(row.measured)}` }, row.measured === undefined ? "–" : size(row.measured)),
+      element("td", { class: `number limit${filled(row.limit)}` }, row.limit === undefined ? "–" : size(row.limit)),
       element("td", { class: "share" }, bar(row.used, broken), row.used === null ? "" : element("span", {}, percent(row.used))),
       element("td", { class: "how", title: row.how || null }, manner(row.how)),
-      element("td", { class: "card" }, several ? shortCard(row.card) : row.card === undefined ? "–" : shortCard(row.card)),
-      element("td", { class: "number time" }, duration(row.seconds)));
+      element("td", { class: "card" }, row.card === undefined ? "–" : shortCard(row.card)),
+      element("td", { class: `number time${filled(row.seconds || undefined)}` }, duration(row.seconds)));
   }
 
   head() {
@@ -84,9 +88,10 @@ class Table {
     document.getElementById("verdicts").replaceChildren(...this.chips);
     this.search = document.getElementById("search");
     this.search.addEventListener("input", () => this.filter());
-    this.cards = choices("cards", "all cards", OVERVIEW.cards.map((text, index) => [index, shortCard(index)]), () => this.filter());
+    this.cards = choices("cards", "all cards", OVERVIEW.cards.map(([, short], index) => [index, short]), () => this.filter());
     const workers = [...new Set(this.rows.map((row) => row.worker).filter(Boolean))].sort((one, other) => one.localeCompare(other, "en", { numeric: true }));
     this.workers = choices("workers", "all workers", workers.map((name) => [name, name]), () => this.filter());
+    document.getElementById("tests").classList.toggle("one-card", OVERVIEW.cards.length < 2);
     document.getElementById("tools").hidden = document.getElementById("tests").hidden = !this.rows.length;
   }
 
@@ -180,8 +185,7 @@ class Table {
   }
 }
 
-/** Without what all cards' texts have in common at their ends. */
-const shortCard = (index) => OVERVIEW.cards[index].replace(/; its numbers are predicted$/, "").replace(/: values are real.*$/, "");
+const shortCard = (index) => OVERVIEW.cards[index][1];
 
 function choices(id, all, options, changed) {
   const select = document.getElementById(id);

@@ -22,7 +22,7 @@ function byDevice(test) {
     const marks = marksOf(test, device, curves, devices);
     const main = curves.find((curve) => marks.some((mark) => mark.kind === curve.kind));
     if (main) curves.splice(0, 0, ...curves.splice(curves.indexOf(main), 1));
-    return { device, curves, marks, cap: (test.devices || []).includes(device) ? test.cap : undefined };
+    return { device, curves, marks, held: heldOn(test, device), cap: (test.devices || []).includes(device) ? test.cap : undefined };
   });
   const weight = (chart) => (chart.marks.some((mark) => mark.broken) ? 0 : chart.marks.length ? 1 : 2);
   return charts.sort((one, other) => weight(one) - weight(other));
@@ -48,6 +48,12 @@ function marksOf(test, device, curves, devices) {
     });
 }
 
+/** What a leak left on a device. */
+function heldOn(test, device) {
+  const leak = test.results.find((result) => result.check === "max_leak" && result.device === device);
+  return leak && leak.measured > 0 ? { bytes: leak.measured, broken: leak.verdict === "fail" } : null;
+}
+
 function drawTimeline(place, chart, colours) {
   const { curves, marks, cap } = chart;
   const first = curves[0];
@@ -67,7 +73,7 @@ function drawTimeline(place, chart, colours) {
     fill: index ? "none" : "tozeroy",
     fillcolor: colours.fill,
     hoverinfo: "text",
-    hovertext: curve.bytes.map((count, at) => plain(`${size(count)} ${curve.kind} at ${duration(curve.seconds[at])}`)),
+    hovertext: curve.bytes.map((count, at) => plain(`${size(count)} ${curve.kind} at ${curve.seconds[at].toPrecision(3)} s`)),
   }));
   const shapes = [];
   const notes = [];
@@ -93,6 +99,13 @@ function drawTimeline(place, chart, colours) {
     across(mark.limit, colours.limit, "solid", 1.5);
     told(mark.limit, `limit ${size(mark.limit)}`, colours.limit, "right", mark.peak < mark.limit);
     shapes.push({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: mark.limit, y1: top, line: { width: 0 }, fillcolor: colours.over, layer: "below" });
+  }
+  if (chart.held) {
+    const colour = chart.held.broken ? colours.red : colours.muted;
+    notes.push({
+      x: end, y: first.bytes[first.bytes.length - 1], xanchor: "right", ax: -14, ay: -34, arrowcolor: colour, arrowwidth: 1, arrowhead: 3,
+      text: plain(`${size(chart.held.bytes)} more than before`), font: { color: colour, size: 12 }, bgcolor: colours.veil, borderpad: 1,
+    });
   }
   if (near(cap)) {
     across(cap, colours.faint, "dash", 1);

@@ -19,6 +19,7 @@ function size(count) {
 const exact = (count) => `${count.toLocaleString("en-US")} B`;
 
 function duration(seconds) {
+  if (!seconds) return "–";
   if (seconds < 0.9995) return `${Number((seconds * 1000).toPrecision(3))} ms`;
   if (seconds < 99.95) return `${Number(seconds.toPrecision(3))} s`;
   const whole = Math.round(seconds);
@@ -38,8 +39,11 @@ function plain(text) {
     .replace(/>/g, "&gt;");
 }
 
-/** The end of a path says more than its beginning. */
-const shortened = (text, most) => (text.length <= most ? text : `…${text.slice(text.length - most + 1)}`);
+/** A name that may be broken where a person would break it. */
+function breakable(text) {
+  const pieces = text.split(/(?<=[/_:[\]\-.,])/);
+  return pieces.flatMap((piece, index) => (index ? [document.createElement("wbr"), piece] : [piece]));
+}
 
 /** An element. `attributes`: an object; children: texts, elements, lists of them, or nothing. */
 function element(name, attributes, ...children) {
