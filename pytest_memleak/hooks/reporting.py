@@ -19,6 +19,7 @@ from pytest_memleak.records.record import TestRecord
 from pytest_memleak.records.run import RunInfo, versions
 from pytest_memleak.report import json_file, terminal
 from pytest_memleak.report.files import check_writable
+from pytest_memleak.report.snapshots import summary
 from pytest_memleak.settings import Settings
 from pytest_memleak.wording import plural
 
@@ -93,6 +94,8 @@ class Reporting:
             width=terminalreporter._tw.fullwidth,
         )
         lines += self._could_have_run(bool(lines))
+        if (folder := self._settings.snapshots) is not None and verbosity >= 0:
+            lines.append(terminal.Line(summary(folder, self._collected, self._config.invocation_params.dir)))
         if lines and verbosity >= 0:
             terminalreporter.write_sep("=", terminal.TITLE)
         terminal.write(lines, terminalreporter.write_line)
@@ -114,15 +117,17 @@ def check_paths(settings: Settings) -> None:
     """What cannot be written, or lacks what it needs, is said before any test runs."""
     from pytest_memleak.report.html.plotly import find_plotly
 
-    checks = {
-        "json": lambda path: check_writable(path),
-        "html": lambda path: (check_writable(path, "page"), find_plotly()),
-        "snapshots": lambda folder: check_writable(os.path.join(folder, "a.pickle"), "snapshot"),
+    wanted = {
+        "json": (settings.json, "JSON file"),
+        "html": (settings.html, "page"),
+        "snapshots": (settings.snapshots and os.path.join(settings.snapshots, "a.pickle"), "snapshot"),
     }
-    for name, check in checks.items():
+    for name, (path, what) in wanted.items():
         try:
-            if (path := getattr(settings, name)) is not None:
-                check(path)
+            if path is not None:
+                check_writable(path, what)
+                if name == "html":
+                    find_plotly()
         except (BadInput, Unavailable) as error:
             raise pytest.UsageError(f"--memleak-{name}: {error}") from None
 

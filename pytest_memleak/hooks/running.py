@@ -17,6 +17,7 @@ from pytest_memleak.hooks import insides, judging
 from pytest_memleak.hooks.explaining import Explaining, recordings_for
 from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.refusals import ExpectedRefusals
+from pytest_memleak.hooks.snapshots import Snapshot
 from pytest_memleak.measurement import Measurement
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.record import Block, CheckResult, TestRecord, Verdict
@@ -49,6 +50,7 @@ class RunningTest:
         self.measurement = Measurement(plan, card, *recordings_for(plan, card, explain))
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
+        self.snapshot = Snapshot(item)
         self.explaining = Explaining(self, explain)
         self.results: list[CheckResult] = []
         self.blocks: list[Block] = []
@@ -103,6 +105,7 @@ class RunningTest:
             self.body_failed(recorded)
             return
         self.measurement.body_ended()
+        self.snapshot.save()
         self.body_over = self.body_passed = True
         judging.judge_body(self)
 
@@ -117,6 +120,7 @@ class RunningTest:
         if not self._watching:
             return
         self.measurement.body_ended()
+        self.snapshot.save()
         if isinstance(error, Judged) and error.results:
             self._ended_by(error)
         elif not isinstance(error, (*_NOT_A_FAILURE, KeyboardInterrupt)) and judging.made_up(self, error):
@@ -193,7 +197,7 @@ class RunningTest:
             blocks=tuple(self.blocks),
             worker=worker_id(self.item.config),
             attempt=self.item.stash[ATTEMPTS],
-            notes=self.card.remarks(),
+            notes=(*self.card.remarks(), *self.snapshot.notes),
             duration=time.perf_counter() - self._started,
         )
 

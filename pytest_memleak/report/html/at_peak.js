@@ -77,7 +77,7 @@ function aliveList(groups) {
     element("tr", {},
       element("td", { class: "number" }, size(one.bytes)),
       element("td", { class: "number" }, plural(one.blocks, "block")),
-      element("td", {},
+      element("td", { class: "wide" },
         element("code", {}, one.line),
         one.by ? element("div", { class: "from" }, "asked for by ", element("code", {}, one.by)) : null,
         one.example ? element("div", { class: "from" }, one.example) : null));

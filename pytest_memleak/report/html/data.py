@@ -105,7 +105,8 @@ def _row(record: TestRecord, cards: dict[str, int]) -> dict[str, Any]:
 def _short(card: CardInfo) -> str:
     """To tell the cards of a run apart."""
     simulated = "simulated " if card.backend == "simulated" else ""
-    return f"{simulated}{card.name.removeprefix('NVIDIA ')}{f', cap {format_size(card.cap)}' if card.cap is not None else ''}"
+    cap = "" if card.cap is None else f", cap {format_size(card.cap)}"
+    return f"{simulated}{card.name.removeprefix('NVIDIA ')}{cap}"
 
 
 def verdict_word(record: TestRecord) -> str:
@@ -176,9 +177,12 @@ def _note(note: str, folder: Path, page: Path) -> list[str]:
     if not note.startswith(SNAPSHOT):
         return [note]
     path = note.removeprefix(SNAPSHOT)
-    relative = os.path.relpath(folder / path, page)
+    try:
+        relative = os.fsencode(os.path.relpath(folder / path, page))
+    except ValueError:  # no file can have that name
+        return [note]
     # Below a folder even if a name looks like a scheme.
-    return [SNAPSHOT, path, "./" + quote(os.fsencode(relative))]
+    return [SNAPSHOT, path, "./" + quote(relative)]
 
 
 def _without_empty(data: dict[str, Any]) -> dict[str, Any]:

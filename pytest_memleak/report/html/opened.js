@@ -1,6 +1,6 @@
 // What an opened row shows: first what broke and the picture of it, then all that is known.
 
-const HOLDER = /^(\S+ (?:B|[KMGT]iB)) in ([\d,]+ tensors?) \(([^)]*)\): (.*)$/;
+const HOLDER = /^(\S+ (?:B|[KMGT]iB)) in ([\d,]+ tensors?) \(([^)]*)\): (.*)$/s;
 const STEPS = / -> |, (kept by|stored in|which holds) /;
 const ALIVE = "alive at the peak, by the line that allocated it";
 

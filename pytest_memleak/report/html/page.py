@@ -1,7 +1,7 @@
 """Fills the page: its parts are files beside this one, and what tests said goes in as JSON and as nothing else.
 
-No text of a test is ever put into markup: the page's script reads the JSON and sets text. Should that fail somewhere, the
-page's policy runs no script but those whose hashes it names, and lets nothing be fetched.
+No text of a test is ever put into markup: the page's script reads the JSON and sets text. Should that fail somewhere,
+the page's policy runs no script but those whose hashes it names, and lets nothing be fetched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def page(collected: Collected, run: RunInfo, folder: Path, path: Path) -> str:
     """The whole page. `folder`: what relative paths in notes start from; `path`: where the page will stand."""
     records, lines = list(collected), Lines()
     tests = [test_data(record, lines, folder, path.parent) for record in records]
-    # plotly goes in as a JSON string: it is parsed when the first chart is drawn, and nothing in it can end the element.
+    # plotly goes in as a JSON string: it is run when the first chart is drawn, and nothing in it can end the element.
     script = "(() => {\n" + "\n".join(_part(name) for name in SCRIPTS) + "})();\n"
     plotly = _plotly()
     return Template(_part("page.html")).substitute(
