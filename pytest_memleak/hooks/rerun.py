@@ -51,7 +51,7 @@ def explain(item: pytest.Item, nextitem: pytest.Item | None, reports: Sequence[p
         item.user_properties[:] = properties
     found = second.results if second else ()
     # Of the second run everything is recorded, and so it has the snapshot.
-    notes = (note for note in second.notes if note.startswith(SNAPSHOT_NOTES)) if second else ()
+    notes = [note for note in second.notes if note.startswith(SNAPSHOT_NOTES)] if second else []
     results = tuple(_explained(one, found) for one in first.results)
     explained = replace(first, results=results, notes=(*first.notes, *notes))
     _amend(item, reports, failure_text(first.results), explained)

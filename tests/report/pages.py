@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import (
@@ -126,3 +129,35 @@ def written(folder: Path, records: Collected | None = None, run: RunInfo = RUN) 
     path = folder / "memleak.html"
     html.write(path, collected() if records is None else records, run, folder)
     return path
+
+
+class Scripts(HTMLParser):
+    """Every script element as a browser would find it: its id, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[dict[str, str | None], str]] = []
+        self.elements: set[str] = set()
+        self.policy = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        if tag == "script":
+            self.found.append((dict(attrs), ""))
+        if tag == "meta" and ("http-equiv", "Content-Security-Policy") in attrs:
+            self.policy = dict(attrs)["content"] or ""
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            attributes, text = self.found.pop()
+            self.found.append((attributes, text + data))
+
+    def data(self) -> dict[str, Any]:
+        return {
+            str(found["id"]): json.loads(text) for found, text in self.found if found.get("type") == "application/json"
+        }
+
+
+def read(path: Path) -> Scripts:
+    return Scripts(path.read_text(encoding="utf-8"))

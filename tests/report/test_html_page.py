@@ -5,14 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
-import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,39 +20,9 @@ from pytest_memleak.report import html
 from pytest_memleak.report.html.data import _LARGEST, verdict_word
 from pytest_memleak.report.html.plotly import find_plotly
 from pytest_memleak.wording import SNAPSHOT
-from tests.report.pages import CPU, MIB, RUN, collected, evil, peak, timeline, written
+from tests.report.pages import CPU, MIB, RUN, collected, evil, peak, read, timeline, written
 
 pytest.importorskip("plotly", reason='needs plotly: pip install "plotly>=6"')
-
-
-class Scripts(HTMLParser):
-    """Every script element as a browser would find it: its id, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[dict[str, str | None], str]] = []
-        self.elements: set[str] = set()
-        self.policy = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.add(tag)
-        if tag == "script":
-            self.found.append((dict(attrs), ""))
-        if tag == "meta" and ("http-equiv", "Content-Security-Policy") in attrs:
-            self.policy = dict(attrs)["content"] or ""
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem == "script":
-            attributes, text = self.found.pop()
-            self.found.append((attributes, text + data))
-
-    def data(self) -> dict[str, Any]:
-        return {str(found["id"]): json.loads(text) for found, text in self.found if "id" in found}
-
-
-def read(path: Path) -> Scripts:
-    return Scripts(path.read_text(encoding="utf-8"))
 
 
 def test_tests_texts_are_data_and_nothing_else(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def overview(collected: Collected, run: RunInfo) -> dict[str, Any]:
         "silent": list(collected.silent_workers),
         "cards": list(zip(cards, short, strict=True)),
         "predicted": sum(bool(record.card and record.card.backend == "simulated") for record in records),
+        "charts": any(record.timelines or any(result.at_peak for result in record.results) for record in records),
         "tests": [_row(record, cards) for record in records],
     }
 

@@ -1,6 +1,5 @@
 // The head of the page, links to tests, and keys.
 
-const OVERVIEW = parsed("overview");
 const wellFormed = (text) => (text.toWellFormed ? text.toWellFormed() : text.replace(/[\ud800-\udfff]/gu, "\ufffd"));
 
 /** Workers that ran the same test have links of their own. */
@@ -89,4 +88,6 @@ head();
 const table = new Table([...OVERVIEW.tests]);
 keys(table);
 follow(table);
+// Running plotly takes a moment: the one after the table is there is free.
+if (OVERVIEW.charts) (window.requestIdleCallback || setTimeout)(() => ready().catch(() => {}));
 addEventListener("hashchange", () => follow(table));

@@ -10,7 +10,7 @@ const COLUMNS = [
   { name: "check", by: (row) => row.check || "" },
   { name: "measured", by: (row) => row.measured, number: true },
   { name: "limit", by: (row) => row.limit, number: true },
-  { name: "of limit", by: (row) => row.used, number: true },
+  { name: "of limit", by: (row) => row.used, most: true },
   { name: "how", by: (row) => manner(row.how) },
   { name: "card", by: (row) => row.card },
   { name: "time", by: (row) => row.seconds, number: true },
@@ -104,7 +104,7 @@ class Table {
   sort(column) {
     const again = this.sorted.column === column;
     // Amounts are sorted from the top at first; a third click brings back the order of urgency.
-    const first = Boolean(column.number);
+    const first = Boolean(column.number || column.most);
     if (!again) this.sorted = { column, down: first };
     else if (this.sorted.down === first) this.sorted = { column, down: !first };
     else this.sorted = { column: null, down: false };

@@ -3,12 +3,13 @@
 const LIKE = { host: "cpu", cpu: "host" };
 const PHASES = { setup: "set-up", call: "body", teardown: "teardown" };
 
-function unpacked(timeline) {
-  const summed = (differences, unit) => {
+/** The page is told differences of whole numbers. */
+function summed(timeline) {
+  const sums = (differences, unit) => {
     let sum = 0;
     return differences.map((difference) => (sum += difference) * unit);
   };
-  return { ...timeline, seconds: summed(timeline.seconds, timeline.step), bytes: summed(timeline.bytes, timeline.unit) };
+  return { ...timeline, seconds: sums(timeline.seconds, timeline.step), bytes: sums(timeline.bytes, timeline.unit) };
 }
 
 /** Curves of one device are drawn together, those that a promise is about first. */
@@ -16,7 +17,7 @@ function byDevice(test) {
   const devices = new Map();
   for (const timeline of test.timelines || []) {
     if (!devices.has(timeline.device)) devices.set(timeline.device, []);
-    devices.get(timeline.device).push(unpacked(timeline));
+    devices.get(timeline.device).push(summed(timeline));
   }
   const charts = [...devices].map(([device, curves]) => {
     const marks = marksOf(test, device, curves, devices);

@@ -61,6 +61,7 @@ function element(name, attributes, ...children) {
 }
 
 const parsed = (id) => JSON.parse(document.getElementById(id).textContent);
+const OVERVIEW = parsed("overview");
 
 /** How much of its limit was used; null where there is none. */
 function share(measured, limit) {
