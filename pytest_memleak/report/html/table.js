@@ -57,7 +57,7 @@ class Table {
   line(row) {
     const cut = row.nodeid.indexOf("::");
     const file = cut < 0 ? "" : row.nodeid.slice(0, cut + 2);
-    row.button = element("button", { "aria-expanded": "false", type: "button" }, file ? element("small", {}, breakable(file)) : null, breakable(row.nodeid.slice(file.length)));
+    row.button = element("button", { "aria-expanded": "false", type: "button" }, file ? element("small", {}, breakable(file)) : null, element("span", {}, breakable(row.nodeid.slice(file.length))));
     const broken = classOf(row.verdict) === "red";
     return element("tr", { class: `test ${classOf(row.verdict)}`, onclick: (event) => this.clicked(event, row) },
       element("td", { class: "name" }, row.button, row.worker ? element("span", { class: "tag" }, row.worker) : null, row.attempt ? element("span", { class: "tag" }, `attempt ${row.attempt}`) : null),
@@ -67,7 +67,7 @@ class Table {
       element("td", { class: `number limit${filled(row.limit)}` }, row.limit === undefined ? "–" : size(row.limit)),
       element("td", { class: "share" }, bar(row.used, broken), row.used === null ? "" : element("span", {}, percent(row.used))),
       element("td", { class: "how", title: row.how || null }, manner(row.how)),
-      element("td", { class: "card" }, row.card === undefined ? "–" : shortCard(row.card)),
+      element("td", { class: "card" }, row.card === undefined ? "–" : shortCard(row.card).replace(/cap (\S+) /, "cap\u00a0$1\u00a0")),
       element("td", { class: `number time${filled(row.seconds || undefined)}` }, duration(row.seconds)));
   }
 

@@ -41,7 +41,7 @@ function plain(text) {
 
 /** A name that may be broken where a person would break it. */
 function breakable(text) {
-  const pieces = text.split(/(?<=[/_:[\]\-.,])/);
+  const pieces = text.split(/(?<=[/_[\]\-.,]|::)/);
   return pieces.flatMap((piece, index) => (index ? [document.createElement("wbr"), piece] : [piece]));
 }
 
