@@ -40,20 +40,15 @@ def _simulate(config: pytest.Config, read: settings.Settings) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_memleak.hooks.reporting import Reporting
-    from pytest_memleak.report.json_file import check_writable
+    from pytest_memleak.hooks.reporting import Reporting, check_paths
     from pytest_memleak.workers.worker import is_worker
 
     for line in marks.help_lines():
         config.addinivalue_line("markers", line)
     config.stash[SETTINGS] = read = settings.read(config)
     _simulate(config, read)  # a plugin that a conftest brought along was not asked before
-    if read.json is not None and not is_worker(config):
-        try:
-            check_writable(read.json)
-        except BadInput as error:
-            raise pytest.UsageError(f"--memleak-json: {error}") from None
     if not is_worker(config):
+        check_paths(read)
         config.pluginmanager.register(Reporting(config, read), "memleak-reporting")
     if not at_least(pytest.__version__, "9"):
         from pytest_memleak.hooks.marked_fixtures import MarkedFixtures

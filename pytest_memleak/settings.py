@@ -87,6 +87,13 @@ OPTIONS = (
         "auto (default): on a terminal, a measured test that takes long shows its memory while it runs. never: nothing "
         "is shown before its result.",
     ),
+    Option(
+        "snapshots",
+        "--memleak-snapshots",
+        "FOLDER",
+        "On CUDA, save torch's own memory snapshot of each test whose memory was recorded to FOLDER, for "
+        "https://pytorch.org/memory_viz.",
+    ),
     Option("max_peak", "--memleak-max-peak", "LIMIT", "Default max_peak for all tests without the marker."),
     Option(
         "max_host_peak", "--memleak-max-host-peak", "LIMIT", "Default max_host_peak for all tests without the marker."
@@ -119,6 +126,7 @@ class Settings:
     json: str | None = None
     html: str | None = None
     progress: str = AUTO
+    snapshots: str | None = None
     defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
 
     @property
@@ -152,6 +160,12 @@ def read(config: pytest.Config) -> Settings:
         if name in given:
             checked(name, lambda text, zero=name == "max_leak": parse(text, zero=zero))
     backend, cards = checked("gpu_backend", _backend) if "gpu_backend" in given else ("auto", "")
+    explain = checked("explain", _one_of(EXPLAIN)) if "explain" in given else AUTO
+    if "snapshots" in given and explain not in (ALWAYS, RERUN):
+        raise pytest.UsageError(
+            f"{given['snapshots'].source}: a snapshot shows what was recorded, and with --memleak-explain={explain} "
+            "nothing is, on CUDA: add --memleak-explain=always (for all tests) or rerun (for tests whose peak broke)"
+        )
 
     def path(name: str) -> str | None:
         # As text: a slash at its end says that a folder is meant, and a Path would drop it.
@@ -164,10 +178,11 @@ def read(config: pytest.Config) -> Settings:
         backend_given=given.get("gpu_backend"),
         cards=cards,
         mode=checked("mode", _one_of(MODES)) if "mode" in given else ENFORCE,
-        explain=checked("explain", _one_of(EXPLAIN)) if "explain" in given else AUTO,
+        explain=explain,
         json=path("json"),
         html=path("html"),
         progress=checked("progress", _one_of(PROGRESS)) if "progress" in given else AUTO,
+        snapshots=path("snapshots"),
         defaults={name: given[name] for name in DEFAULT_CHECKS if name in given},
     )
 

@@ -21,6 +21,10 @@ _VERDICT_WORDS: dict[Verdict, str] = {
 LET_GO = "values that nobody knows became ordinary numbers"
 """How the note begins that a test gets on the simulated card, where its branches are not followed any more."""
 
+SNAPSHOT_NOTES = "memory snapshot "
+SNAPSHOT = f"{SNAPSHOT_NOTES}for https://pytorch.org/memory_viz: "
+"""How the note begins that tells where torch's own snapshot of a test was saved; its path follows."""
+
 size = format_size  # the short name reads better inside messages
 
 

@@ -23,6 +23,7 @@ MOST_EVENTS = 200_000
 _FAR, _NEAR = 0.02, 0.004
 """Seconds between two looks at the level: below half of what would ring, and above."""
 
+Snapshot = Mapping[str, Any]
 Entry = Mapping[str, Any]
 Pauses = Sequence[tuple[int, int]]
 """From when to when, in microseconds."""
@@ -52,6 +53,7 @@ class CudaRecording:
         if self._paused_at is not None:
             self._pauses.append((self._paused_at, _now()))
             self._paused_at = None
+            _history.goes_on()
 
     def end(self) -> None:
         if self._recording:
@@ -62,7 +64,9 @@ class CudaRecording:
         if not self._recording:
             return Recorded(0, ())
         pauses = [*self._pauses, *([(self._paused_at, sys.maxsize)] if self._paused_at is not None else [])]
-        snapshot = torch.cuda.memory._snapshot()
+        if self._paused_at is None:
+            _history.goes_on()
+        snapshot = _history.snapshot()
         alive = {
             block["address"]: block["requested_size"]
             for segment in snapshot["segments"]
@@ -80,6 +84,11 @@ class CudaRecording:
 
     def place_of(self, tensor: torch.Tensor) -> Place | None:
         return None  # a snapshot for it would take longer than the look
+
+
+def snapshot() -> Snapshot | None:
+    """torch's own of all devices, where a history is kept; the one that was read already, unless the test went on."""
+    return _history.snapshot() if _history.kept else None
 
 
 def at_peak(entries: Sequence[Entry], alive: Mapping[int, int], pauses: Pauses = ()) -> Recorded:
@@ -136,8 +145,23 @@ class _History:
 
     def __init__(self) -> None:
         self._users = 0
+        self._taken: Snapshot | None = None
+        """It takes long and is large: one for all who ask, and not kept for longer than they may."""
+
+    @property
+    def kept(self) -> bool:
+        return self._users > 0
+
+    def snapshot(self) -> Snapshot:
+        if self._taken is None:
+            self._taken = torch.cuda.memory._snapshot()
+        return self._taken
+
+    def goes_on(self) -> None:
+        self._taken = None
 
     def begin(self) -> None:
+        self.goes_on()
         self._users += 1
         if self._users == 1:
             torch.cuda.memory._record_memory_history(
@@ -145,6 +169,7 @@ class _History:
             )
 
     def end(self) -> None:
+        self.goes_on()
         self._users -= 1
         if not self._users:
             torch.cuda.memory._record_memory_history(enabled=None)

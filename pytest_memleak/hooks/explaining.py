@@ -179,7 +179,7 @@ class Explaining:
             lines.append(failure)
         else:
             lines.append(_NOBODY_LOOKED)
-        return replace(result, explanation=tuple(lines), at_peak=groups)
+        return replace(result, explanation=(*lines, *self._test.snapshot.notes), at_peak=groups)
 
 
 class _Watch:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
 from pytest_memleak.cards.probe import accelerator_seen
-from pytest_memleak.errors import MemleakError
+from pytest_memleak.errors import BadInput, MemleakError, Unavailable
 from pytest_memleak.hooks.attributes import RECORD
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.records.run import RunInfo, versions
 from pytest_memleak.report import json_file, terminal
+from pytest_memleak.report.files import check_writable
+from pytest_memleak.report.snapshots import summary
 from pytest_memleak.settings import Settings
 from pytest_memleak.wording import plural
 
@@ -29,7 +33,8 @@ class Reporting:
         self._collected = Collected()
         self._started = _now()
         self._versions: dict[str, str] = {}
-        self._json_failed = ""
+        self._failed: list[str] = []
+        """What could not be written, and why."""
         self._without_gpu = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -51,7 +56,7 @@ class Reporting:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self._settings.json is None:
+        if self._settings.json is None and self._settings.html is None:
             return
         run = RunInfo(
             started=self._started,
@@ -63,12 +68,22 @@ class Reporting:
             cap=self._settings.cap,
             versions=self._versions | versions(),
         )
-        try:
-            json_file.write(self._settings.json, json_file.document(self._collected, run))
-        except MemleakError as error:
+        if (path := self._settings.json) is not None:
+            self._write("--memleak-json", lambda: json_file.write(path, json_file.document(self._collected, run)))
+        if (page := self._settings.html) is not None:
+            from pytest_memleak.report import html
+
+            folder = self._config.invocation_params.dir
+            self._write("--memleak-html", lambda: html.write(page, self._collected, run, folder))
+        if self._failed:
             # The tests have run: their results stand, and the exit status says that something is missing.
-            self._json_failed = f"--memleak-json: {error}"
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def _write(self, flag: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except MemleakError as error:
+            self._failed.append(f"{flag}: {error}")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         verbosity = self._config.get_verbosity()
@@ -79,11 +94,13 @@ class Reporting:
             width=terminalreporter._tw.fullwidth,
         )
         lines += self._could_have_run(bool(lines))
+        if (folder := self._settings.snapshots) is not None and verbosity >= 0:
+            lines.append(terminal.Line(summary(folder, self._collected, self._config.invocation_params.dir)))
         if lines and verbosity >= 0:
             terminalreporter.write_sep("=", terminal.TITLE)
         terminal.write(lines, terminalreporter.write_line)
-        if self._json_failed:
-            terminalreporter.write_line(self._json_failed, red=True)
+        for failed in self._failed:
+            terminalreporter.write_line(failed, red=True)
 
     def _could_have_run(self, speaking: bool) -> list[terminal.Line]:
         """Tests that a simulated card might have run; silent where nobody asked this plugin for anything."""
@@ -94,6 +111,25 @@ class Reporting:
         skipped = plural(self._without_gpu, "skip", "skips")
         text = f"{skipped} for want of a GPU: --gpu-backend=simulated lets such tests see a card from their import on"
         return [terminal.Line(text, {"yellow": True})]
+
+
+def check_paths(settings: Settings) -> None:
+    """What cannot be written, or lacks what it needs, is said before any test runs."""
+    from pytest_memleak.report.html.plotly import find_plotly
+
+    wanted = {
+        "json": (settings.json, "JSON file"),
+        "html": (settings.html, "page"),
+        "snapshots": (settings.snapshots and os.path.join(settings.snapshots, "a.pickle"), "snapshot"),
+    }
+    for name, (path, what) in wanted.items():
+        try:
+            if path is not None:
+                check_writable(path, what)
+                if name == "html":
+                    find_plotly()
+        except (BadInput, Unavailable) as error:
+            raise pytest.UsageError(f"--memleak-{name}: {error}") from None
 
 
 _GPU = re.compile(r"\b(gpus?|cuda|nvidia|accelerators?)\b", re.IGNORECASE)

@@ -17,6 +17,7 @@ from pytest_memleak.hooks.insides import let_go_of_failures
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import ALWAYS, AUTO, RERUN, Settings
+from pytest_memleak.wording import SNAPSHOT_NOTES
 
 KNOWN_PEAKS = pytest.StashKey[dict[str, int]]()
 """Of a test that runs a second time: a little less than what it reached, by device."""
@@ -49,7 +50,10 @@ def explain(item: pytest.Item, nextitem: pytest.Item | None, reports: Sequence[p
         del item.stash[KNOWN_PEAKS]
         item.user_properties[:] = properties
     found = second.results if second else ()
-    explained = replace(first, results=tuple(_explained(one, found) for one in first.results))
+    # Of the second run everything is recorded, and so it has the snapshot.
+    notes = [note for note in second.notes if note.startswith(SNAPSHOT_NOTES)] if second else []
+    results = tuple(_explained(one, found) for one in first.results)
+    explained = replace(first, results=results, notes=(*first.notes, *notes))
     _amend(item, reports, failure_text(first.results), explained)
 
 

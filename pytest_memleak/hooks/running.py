@@ -18,6 +18,7 @@ from pytest_memleak.hooks.explaining import Explaining, recordings_for
 from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.progress import LiveLine, TestProgress
 from pytest_memleak.hooks.refusals import ExpectedRefusals
+from pytest_memleak.hooks.snapshots import Snapshot
 from pytest_memleak.measurement import Measurement
 from pytest_memleak.meters.timeline import INTERVAL, SELDOM
 from pytest_memleak.plan import Plan
@@ -61,6 +62,7 @@ class RunningTest:
         )
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
+        self.snapshot = Snapshot(item)
         self.explaining = Explaining(self, explain, shown)
         self.results: list[CheckResult] = []
         self.blocks: list[Block] = []
@@ -123,6 +125,7 @@ class RunningTest:
             self.body_failed(recorded)
             return
         self.measurement.body_ended()
+        self.snapshot.save()
         self.body_over = self.body_passed = True
         judging.judge_body(self)
 
@@ -137,6 +140,7 @@ class RunningTest:
         if not self._watching:
             return
         self.measurement.body_ended()
+        self.snapshot.save()
         if isinstance(error, Judged) and error.results:
             self._ended_by(error)
         elif not isinstance(error, (*_NOT_A_FAILURE, KeyboardInterrupt)) and judging.made_up(self, error):
@@ -215,7 +219,7 @@ class RunningTest:
             blocks=tuple(self.blocks),
             worker=worker_id(self.item.config),
             attempt=self.item.stash[ATTEMPTS],
-            notes=self.card.remarks(),
+            notes=(*self.card.remarks(), *self.snapshot.notes),
             duration=time.perf_counter() - self._started,
             timelines=self.measurement.timeline.timelines({result.device for result in self.results}),
         )

@@ -15,7 +15,8 @@ from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import Block, CardInfo, CheckResult, Limit, Term, TestRecord
 from pytest_memleak.records.run import RunInfo, versions
-from pytest_memleak.report.json_file import check_writable, document, write
+from pytest_memleak.report.files import check_writable
+from pytest_memleak.report.json_file import document, write
 
 RUN = RunInfo(
     started="2025-01-02T03:04:05+00:00",
