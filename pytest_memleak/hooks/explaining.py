@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,12 @@ from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.card import Card
 from pytest_memleak.checks.peak import evaluate
 from pytest_memleak.errors import BadInput, Inconclusive
+from pytest_memleak.events.places import Place
 from pytest_memleak.events.recording import NEVER, Recording
 from pytest_memleak.hooks.insides import named_holders
 from pytest_memleak.hooks.rerun import KNOWN_PEAKS
 from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of
-from pytest_memleak.ledger.moment import Moment, look
+from pytest_memleak.ledger.moment import Moment, look, see
 from pytest_memleak.meters import shared
 from pytest_memleak.plan import Budget, Plan
 from pytest_memleak.records.record import CheckResult
@@ -24,9 +27,11 @@ from pytest_memleak.settings import NEVER as NEVER_EXPLAIN
 
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
+    from pytest_memleak.ledger.examples import Example
 
 _NOBODY_LOOKED = (
-    "who held it was not looked at: the limit had no value yet when it was broken, or the peak passed too quickly; "
+    "who held it was not looked at: no model was there yet to say what the limit comes to, or the peak passed too "
+    "quickly; "
     "--memleak-explain=rerun runs the test once more, and looks when it gets there"
 )
 LARGE = 4 << 20
@@ -72,6 +77,7 @@ class Explaining:
         self._test = test
         self._recordings = test.measurement.recordings
         self._moments: dict[str, Moment] = {}
+        self._examples: dict[str, Mapping[Place, Example]] = {}
         self._failures: dict[str, str] = {}
         self._spent = 0.0
         self._reason = None if self._recordings or when == NEVER_EXPLAIN else _cannot_record(test.card)
@@ -93,12 +99,19 @@ class Explaining:
         began = time.monotonic()
         try:
             roots = named_holders(self._test.item, self._test.wider)
-            self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
+            moment = look(recording, level, asked, refused, roots, _EACH)
+            self._moments[recording.device] = moment
+            # What is gone by the next look may still be what a line's blocks are known by.
+            self._examples[recording.device] = {**self._examples.get(recording.device, {}), **moment.examples}
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"
         self._spent += time.monotonic() - began
         self.step = _STEP + (self._spent / _ALL) ** 2
         return True
+
+    def saw_holders(self, recording: Recording) -> bool:
+        moment = self._moments.get(recording.device)
+        return moment is None or bool(moment.holders)
 
     def limit_of(self, device: str) -> int | None:
         """What may be allocated there, as far as that is known by now."""
@@ -112,10 +125,11 @@ class Explaining:
         return NEVER
 
     def _value(self, budget: Budget) -> int | None:
-        try:
-            return evaluate(budget, lambda name: self._test.names.term(budget, name)).bytes
-        except (Inconclusive, BadInput):
-            return None
+        names = self._test.names
+        for meaning in (names.term, names.expected):
+            with contextlib.suppress(Inconclusive, BadInput):
+                return evaluate(budget, functools.partial(meaning, budget)).bytes
+        return None
 
     def added_to(self, results: Sequence[CheckResult]) -> list[CheckResult]:
         """The same, and those that failed say why."""
@@ -134,7 +148,8 @@ class Explaining:
 
     def _with_contents(self, result: CheckResult, recording: Recording) -> CheckResult:
         recorded, moment = recording.read(), self._moments.get(recording.device)
-        groups = groups_of(recorded.held, moment.examples if moment else None)
+        seen = see(recording) if recorded.held else {}
+        groups = groups_of(recorded.held, {**seen, **self._examples.get(recording.device, {})})
         lines: list[str] = []
         if groups:
             share = round(100 * sum(group.bytes for group in groups) / max(1, recorded.level))
@@ -169,4 +184,6 @@ class _Watch:
             return limit + 1
         if not self._explaining.look(self._recording, level, asked, refused):
             return NEVER
+        if not self._explaining.saw_holders(self._recording):
+            return limit + 1  # a block that something takes and gives back at once, before there are any tensors
         return max(int(level * self._explaining.step), level + 1)

@@ -270,3 +270,30 @@ def test_under_xdist(pytester: pytest.Pytester, records: Records, when: str) -> 
     assert "kept by the traceback" not in text
     assert "pytest's own" not in text
     assert {test["worker"] for test in records().values()} == {"gw0", "gw1"}
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["at the look", "at the end of the body"])
+def test_parameters_of_a_model_are_named(
+    run_on_cpu: Run, records: Records, monkeypatch: pytest.MonkeyPatch, looked: bool
+) -> None:
+    if not looked:
+        monkeypatch.setattr("pytest_memleak.hooks.explaining._ALL", -1.0)
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        @pytest.fixture
+        def model():
+            return torch.nn.Sequential(*[torch.nn.Linear(1024, 2048, bias=False) for _ in range(3)])
+
+        @pytest.mark.max_peak("20MiB")
+        def test_it(model):
+            torch.ones(1024, 1024)
+        """,
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(failed=1)
+    (check,) = records()["test_it"]["results"]
+    names = {group["line"]: group["parameter"] for group in check["at_peak"]}
+    assert names == {"test_it.py:5": "0.weight and 2 more", "test_it.py:9": ""}
+    assert "24 MiB in 3 blocks test_it.py:5 (float32 [2048, 1024]: 0.weight and 2 more)" in text_of(result)
