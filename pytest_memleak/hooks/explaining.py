@@ -17,7 +17,7 @@ from pytest_memleak.events.places import Place
 from pytest_memleak.events.recording import NEVER, Recording
 from pytest_memleak.hooks.insides import named_holders
 from pytest_memleak.hooks.rerun import KNOWN_PEAKS
-from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of
+from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of, unseen_of
 from pytest_memleak.ledger.moment import Moment, look, see
 from pytest_memleak.meters import shared
 from pytest_memleak.plan import Budget, Plan
@@ -42,6 +42,10 @@ _NOTHING_LARGE = (
     f"alive at the peak: no block of {format_size(LARGE)} or more; --memleak-explain=always tells the lines of smaller "
     "ones"
 )
+_OF_ALL = "alive at the peak, by the line that allocated it ({} % of it):"
+_OF_TENSORS = "alive when tensors of the CPU took most, by the line that allocated it ({} % of the growth):"
+_NO_LARGE_TENSOR = f"alive at the peak: no tensor of the CPU of {format_size(LARGE)} or more"
+_TENSORS_WERE_LESS = "who held it was not looked at: that is done when tensors of the CPU alone go beyond the limit"
 _NOT_RECORDED = (
     "which lines allocated what was alive was not recorded, which takes time on this card: --memleak-explain=always "
     "records, rerun does so for tests that fail"
@@ -150,19 +154,26 @@ class Explaining:
         recorded, moment = recording.read(), self._moments.get(recording.device)
         seen = see(recording) if recorded.held else {}
         groups = groups_of(recorded.held, {**seen, **self._examples.get(recording.device, {})})
+        of_process = result.kind == "committed"
+        whole = (result.measured or 0) if of_process else recorded.level
         lines: list[str] = []
         if groups:
-            share = round(100 * sum(group.bytes for group in groups) / max(1, recorded.level))
-            lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
-            lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
+            share = round(100 * sum(group.bytes for group in groups) / max(1, whole))
+            lines.append(_OF_TENSORS.format(share) if of_process else _OF_ALL.format(share))
+            lines += [f"  {line}" for line in lines_of(groups)]
+            lines += [f"  {line}" for line in ([] if of_process else rest_of(recorded))]
+        elif of_process:
+            lines.append(_NO_LARGE_TENSOR)
         else:
             lines.append(_NOTHING_LARGE if recorded.level else _NOT_RECORDED)
+        if of_process:
+            lines += [f"  {line}" for line in unseen_of(recorded, whole)]
         if moment is not None:
             lines += moment.lines()
         elif failure := self._failures.get(recording.device):
             lines.append(failure)
         else:
-            lines.append(_NOBODY_LOOKED)
+            lines.append(_TENSORS_WERE_LESS if of_process and self._spent <= _ALL else _NOBODY_LOOKED)
         return replace(result, explanation=tuple(lines), at_peak=groups)
 
 

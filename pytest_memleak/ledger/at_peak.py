@@ -59,6 +59,14 @@ def rest_of(recorded: Recorded) -> list[str]:
     return rest
 
 
+def unseen_of(recorded: Recorded, grown: int) -> list[str]:
+    """Of the growth of a whole process: what is in no tensor, if it counts."""
+    missing = grown - (recorded.small or 0) - sum(one.bytes for one in recorded.held)
+    if 100 * missing < grown:
+        return []
+    return [f"{format_size(missing):>10} not seen by torch: numpy, Python, other libraries, what malloc keeps"]
+
+
 def _total(group: Sequence[AtPeak]) -> int:
     return sum(one.bytes for one in group)
 
