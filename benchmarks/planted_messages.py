@@ -2,8 +2,9 @@
 
     python benchmarks/planted_messages.py
 
-On the CPU, with more time for the searches than a run has, so that a busy machine prints the same. What has to be in
-the messages is tested (tests/hooks/test_planted.py), and that they are still printed as well (tests/docs).
+On the CPU and a simulated card, with more time for the searches than a run has, so that a busy machine prints the same.
+What has to be in the messages is tested (tests/hooks/test_planted.py), and that they are still printed as well
+(tests/docs).
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ HEAD = """# Planted bugs, and what is said of them
 Written by `python benchmarks/planted_messages.py`: each message as pytest prints it, without the line "what to do". How
 to read them: [explaining.md](explaining.md). The bugs are planted two calls deep, and a library holds or allocates the
 memory: [`training.py`](../fixtures/planted/training.py) leaks, [`inference.py`](../fixtures/planted/inference.py) takes
-too much. Printed on the CPU as card with the versions of [`ci/constraints.txt`](../ci/constraints.txt): other versions
-have other lines.
+too much. Printed on the CPU as card, the load on a simulated one, with the versions of
+[`ci/constraints.txt`](../ci/constraints.txt): other versions have other lines.
+"""
+LOAD = """
+transformers 5.0 to 5.3 pile the sources up without a planted bug. There the failure names the finished futures of the
+loader, `param_name_to_load[…].collected_tensors[…][0].result()`, a local of `convert_and_load_state_dict_in_model`.
 """
 LEAKS = {
     "test_module_attribute": "an attribute of a module that a global keeps: transformers' cache",
@@ -56,14 +61,19 @@ PEAKS = {
     "test_cache_that_grows": "transformers' cache, which grows while it generates",
     "test_attention_matrix_is_refused": "out of memory under a cap: an attention matrix of transformers",
 }
+LOADS = {
+    "test_sources_of_quantized_weights": "frames of transformers' `convert`, which quantizes: a tool notes them, and "
+    "each keeps a full-precision weight",
+}
 
 
-def printed(file: str) -> str:
+def printed(file: str, backend: str) -> str:
     """What pytest prints of a planted file."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "patient.py").write_text(PATIENT)
+        options = ["-p", "no:cacheprovider", "-p", "patient", f"--gpu-backend={backend}"]
         result = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "patient", "--gpu-backend=cpu", file],
+            [sys.executable, "-m", "pytest", *options, file],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), folder]), "COLUMNS": "100"},
             stdout=subprocess.PIPE,
@@ -83,8 +93,8 @@ def messages(output: str) -> dict[str, str]:
     return found
 
 
-def table(file: str, bugs: dict[str, str]) -> str:
-    found = messages(printed(file))
+def table(file: str, bugs: dict[str, str], backend: str = "cpu") -> str:
+    found = messages(printed(file, backend))
     assert set(found) == set(bugs), set(found) ^ set(bugs)
     rows = [
         f"<tr><td>\n\n{bug}\n\n</td><td>\n\n<!-- printed by {file} -->\n```text\n{found[name]}```\n\n</td></tr>"
@@ -94,10 +104,9 @@ def table(file: str, bugs: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    leaks, peaks = (
-        table(f"fixtures/planted/{file}", bugs)
-        for file, bugs in (("planted_leaks.py", LEAKS), ("planted_peaks.py", PEAKS))
-    )
+    leaks = table("fixtures/planted/planted_leaks.py", LEAKS)
+    peaks = table("fixtures/planted/planted_peaks.py", PEAKS)
+    loads = table("fixtures/planted/planted_load.py", LOADS, "simulated")
     Path(ROOT, "docs", "planted.md").write_text(
-        f"{HEAD}\n## Leaks\n\n{leaks}\n\n## Peaks\n\n{peaks}\n", encoding="utf-8"
+        f"{HEAD}\n## Leaks\n\n{leaks}\n\n## Peaks\n\n{peaks}\n\n## A load\n\n{loads}\n{LOAD}", encoding="utf-8"
     )

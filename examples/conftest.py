@@ -6,6 +6,8 @@ import pytest
 
 # huggingface_hub reads it when it is imported: whatever asks for the network gets an error instead.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# One weight after the other: several threads would do it in an order, and print a message, of their own each time.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 
 @pytest.fixture(scope="session")

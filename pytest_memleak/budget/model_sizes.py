@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_memleak.budget.checkpoint import Stored, read_checkpoint, read_json
 from pytest_memleak.budget.names import NAMES
+from pytest_memleak.budget.packed import BLOCK, TABLE, eight_bit_bytes, four_bit_bytes
 from pytest_memleak.budget.seen import sizes_seen
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.records.record import Term
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 _NOT_LOADED = "it was not loaded, only described"
 _PER_PARAMETER = {"fp32_size": 4, "fp16_size": 2, "bf16_size": 2}
-
-# bitsandbytes' 4-bit state without nesting, checked on 0.50.2: an fp32 absmax for each 64 numbers of a weight, and for
-# each weight a table of 16 fp32 numbers.
-_BLOCK, _ABSMAX, _TABLE = 64, 4, 64
 _BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 
@@ -99,14 +96,14 @@ def of_weights(weights: Sequence[Weight], title: str, stored: Mapping[str, Store
     approximate = f"; {pinned:,} of them stay in fp32 and are counted at 2 B all the same" if pinned else ""
     kept = f"output embeddings are not quantized{approximate}"
     rest = f"the other {count - inside:,} parameters × 2 B ({kept}), of {title}"
-    four = sum(-(-w.numel // 2) + -(-w.numel // _BLOCK) * _ABSMAX + _TABLE for w in linear)
-    eight = sum(w.numel + 4 * w.rows for w in linear)
+    four = sum(four_bit_bytes(w.numel) for w in linear)
+    eight = sum(eight_bit_bytes(w.numel, w.rows) for w in linear)
     terms = _per_parameter(count, title)
     terms["nf4_size"] = Term(
         "nf4_size",
         four + 2 * (count - inside),
-        f"{len(linear)} Linear weights with {inside:,} parameters at 4 bits, 4 B for each {_BLOCK} of them and "
-        f"{_TABLE} B for each weight; {rest}",
+        f"{len(linear)} Linear weights with {inside:,} parameters at 4 bits, 4 B for each {BLOCK} of them and "
+        f"{TABLE} B for each weight; {rest}",
     )
     terms["int8_size"] = Term(
         "int8_size",

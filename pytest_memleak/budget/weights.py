@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from pytest_memleak.budget.packed import eight_bit_bytes, four_bit_bytes
 from pytest_memleak.errors import Inconclusive
 
 # bitsandbytes is recognised by these names, so that looking at a model never imports it. Checked on 0.46 to 0.50.
@@ -70,6 +71,22 @@ def held_bytes(model: nn.Module) -> int:
             sizes[key] = storage.nbytes()
     # A weight read from a mapped file is a small view of a large storage, an expanded one a large view of a small one.
     return sum(min(span, sizes[key]) for key, span in spans.items())
+
+
+def expected_bytes(model: nn.Module) -> int:
+    """What it is going to hold: `held_bytes`, while some of its weights have shapes only and are still to be loaded."""
+    tied = _tied_names(model)
+    there: dict[int, int] = {}
+    coming = 0
+    for path, module in nn.Module.named_modules(model):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None or is_lazy(tensor):
+                continue
+            if tensor.device.type != "meta":
+                there |= {part.untyped_storage()._cdata: part.numel() * part.element_size() for part in _plain(tensor)}
+            elif (f"{path}.{name}" if path else name) not in tied:
+                coming += _once_loaded(tensor)
+    return sum(there.values()) + coming
 
 
 def all_on_meta(model: nn.Module) -> bool:
@@ -199,6 +216,14 @@ def _tensors_in(members: dict[str, Any]) -> Iterator[torch.Tensor]:
             yield from _plain(value)
         elif type(value).__name__ == "QuantState":
             yield from _tensors_in(vars(value))
+
+
+def _once_loaded(tensor: torch.Tensor) -> int:
+    """Of a tensor on the meta device: what it takes when a load has filled it."""
+    kind, numel = _bnb_kind(tensor), tensor.numel()
+    if not kind or not tensor.dtype.is_floating_point:
+        return numel * tensor.element_size()
+    return four_bit_bytes(numel) if kind == "Params4bit" else eight_bit_bytes(numel, int(tensor.shape[0]))
 
 
 def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -17,6 +17,7 @@ import torch
 
 from pytest_memleak.events.places import Place, place_of_frames
 from pytest_memleak.events.recording import NEVER, Alarm, Held, Reached, Recorded
+from pytest_memleak.events.storages import address_of
 
 MOST_EVENTS = 200_000
 """A fifth of a second to read, and some 100 MB; what is older is left out."""
@@ -37,6 +38,7 @@ class CudaRecording:
         self._recording = False
         self._pauses: list[tuple[int, int]] = []
         self._paused_at: int | None = None
+        self._places: Mapping[int, Place] = {}
 
     def begin(self, smallest: int) -> None:
         self._smallest = smallest
@@ -74,7 +76,9 @@ class CudaRecording:
             for block in segment["blocks"]
             if block["state"] == "active_allocated"
         }
-        return at_peak(snapshot["device_traces"][self._index], alive, pauses)
+        entries = snapshot["device_traces"][self._index]
+        self._places = still_there(entries)
+        return at_peak(entries, alive, pauses)
 
     def watch(self, reached: Reached | None, level: int = NEVER) -> None:
         if reached is None:
@@ -83,7 +87,26 @@ class CudaRecording:
             _sampler.add(self._index, Alarm(reached, level))
 
     def place_of(self, tensor: torch.Tensor) -> Place | None:
-        return None  # a snapshot for it would take longer than the look
+        """Known when it has been read: a snapshot for every look would take longer than that."""
+        if not self._places:
+            return None
+        with torch._C.DisableTorchFunctionSubclass():
+            try:
+                storage = torch.Tensor.untyped_storage(tensor)
+            except (RuntimeError, NotImplementedError):
+                return None  # sparse tensors and wrappers have none
+        return self._places.get(address_of(storage))
+
+
+def still_there(entries: Sequence[Entry]) -> dict[int, Place]:
+    """Of the blocks that are alive at the end of a trace: where they come from."""
+    last: dict[int, Entry] = {}
+    for change, entry in _changes(entries):
+        if change > 0:
+            last[entry["addr"]] = entry
+        else:
+            last.pop(entry["addr"], None)
+    return {address: place_of_frames(entry.get("frames", ())) for address, entry in last.items()}
 
 
 def snapshot() -> Snapshot | None:

@@ -18,28 +18,48 @@ Reached = Callable[[int, int, bool], int]
 """Is told the level, what was asked for, and whether it was refused; says at which level to be called again."""
 
 
+class _Turn:
+    """One look at a time in a process: each hides objects from the collector when it is over, also from another."""
+
+    def __init__(self) -> None:
+        self._free = threading.Lock()
+        self._taken_by: int | None = None
+
+    def take(self, seconds: float) -> bool:
+        if self._taken_by == threading.get_ident() or not self._free.acquire(timeout=seconds):
+            return False
+        self._taken_by = threading.get_ident()
+        return True
+
+    def give_back(self) -> None:
+        self._taken_by = None
+        self._free.release()
+
+
+_turn = _Turn()
+_PATIENCE = 10.0
+"""Seconds that a refusal waits for another thread's look. torch calls its observers without the allocator's own lock
+(checked on 2.11), and nothing of ours is held while waiting. But a look may set off code of the program, such as a
+finalizer that is due, and that may want a lock which the refused thread has: then one of the two has to give up."""
+
+
 class Alarm:
     """Calls `reached`, and never fails: an allocation is not to suffer for an explanation."""
 
     def __init__(self, reached: Reached, level: int) -> None:
         self.level = level
         self._reached = reached
-        self._free = threading.Lock()
-        self._rung_by: int | None = None
 
     def ring(self, level: int, asked: int, refused: bool) -> int:
         """The level at which to ring again. A refusal waits for another thread's ringing: it is the more telling."""
-        here = threading.get_ident()
-        if self._rung_by == here or not self._free.acquire(blocking=bool(refused)):
+        if not _turn.take(_PATIENCE if refused else 0):
             return self.level
-        self._rung_by = here
         try:
             self.level = self._reached(level, asked, bool(refused))
         except BaseException:  # noqa: BLE001 - an allocation must not fail, whatever is met among a program's objects
             self.level = NEVER
         finally:
-            self._rung_by = None
-            self._free.release()
+            _turn.give_back()
         return self.level
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,12 @@ from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.card import Card
 from pytest_memleak.checks.peak import evaluate
 from pytest_memleak.errors import BadInput, Inconclusive
+from pytest_memleak.events.places import Place
 from pytest_memleak.events.recording import NEVER, Recording
 from pytest_memleak.hooks.insides import named_holders
 from pytest_memleak.hooks.rerun import KNOWN_PEAKS
-from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of
-from pytest_memleak.ledger.moment import Moment, look
+from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of, unseen_of
+from pytest_memleak.ledger.moment import Moment, look, see
 from pytest_memleak.meters import shared
 from pytest_memleak.plan import Budget, Plan
 from pytest_memleak.records.record import CheckResult
@@ -24,9 +27,11 @@ from pytest_memleak.settings import NEVER as NEVER_EXPLAIN
 
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
+    from pytest_memleak.ledger.examples import Example
 
 _NOBODY_LOOKED = (
-    "who held it was not looked at: the limit had no value yet when it was broken, or the peak passed too quickly; "
+    "who held it was not looked at: no model was there yet to say what the limit comes to, or the peak passed too "
+    "quickly; "
     "--memleak-explain=rerun runs the test once more, and looks when it gets there"
 )
 LARGE = 4 << 20
@@ -37,6 +42,10 @@ _NOTHING_LARGE = (
     f"alive at the peak: no block of {format_size(LARGE)} or more; --memleak-explain=always tells the lines of smaller "
     "ones"
 )
+_OF_ALL = "alive at the peak, by the line that allocated it ({} % of it):"
+_OF_TENSORS = "alive when tensors of the CPU took most, by the line that allocated it ({} % of the growth):"
+_NO_LARGE_TENSOR = f"alive at the peak: no tensor of the CPU of {format_size(LARGE)} or more"
+_TENSORS_WERE_LESS = "who held it was not looked at: that is done when tensors of the CPU alone go beyond the limit"
 _NOT_RECORDED = (
     "which lines allocated what was alive was not recorded, which takes time on this card: --memleak-explain=always "
     "records, rerun does so for tests that fail"
@@ -77,6 +86,7 @@ class Explaining:
         """What limits came to when they were last asked for, by the identity of their budget."""
         self._recordings = test.measurement.recordings
         self._moments: dict[str, Moment] = {}
+        self._examples: dict[str, Mapping[Place, Example]] = {}
         self._failures: dict[str, str] = {}
         self._spent = 0.0
         self._reason = None if self._recordings or when == NEVER_EXPLAIN else _cannot_record(test.card)
@@ -98,12 +108,19 @@ class Explaining:
         began = time.monotonic()
         try:
             roots = named_holders(self._test.item, self._test.wider)
-            self._moments[recording.device] = look(recording, level, asked, refused, roots, _EACH)
+            moment = look(recording, level, asked, refused, roots, _EACH)
+            self._moments[recording.device] = moment
+            # What is gone by the next look may still be what a line's blocks are known by.
+            self._examples[recording.device] = {**self._examples.get(recording.device, {}), **moment.examples}
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"
         self._spent += time.monotonic() - began
         self.step = _STEP + (self._spent / _ALL) ** 2
         return True
+
+    def saw_holders(self, recording: Recording) -> bool:
+        moment = self._moments.get(recording.device)
+        return moment is None or bool(moment.holders)
 
     def limit_of(self, device: str) -> int | None:
         """What may be allocated there, as far as that is known by now."""
@@ -117,12 +134,13 @@ class Explaining:
         return NEVER
 
     def _value(self, budget: Budget) -> int | None:
-        try:
-            value = evaluate(budget, lambda name: self._test.names.term(budget, name)).bytes
-        except (Inconclusive, BadInput):
-            return None
-        self._limits[id(budget)] = value
-        return value
+        names = self._test.names
+        for meaning in (names.term, names.expected):
+            with contextlib.suppress(Inconclusive, BadInput):
+                value = evaluate(budget, functools.partial(meaning, budget)).bytes
+                self._limits[id(budget)] = value
+                return value
+        return None
 
     def ask_limits(self) -> None:
         """Those about a fixture's model are known before the body runs, and not only when it allocates."""
@@ -150,7 +168,8 @@ class Explaining:
         if recording is None:
             return result
         try:
-            return replace(result, at_peak=groups_of(recording.read().held))
+            held = recording.read().held
+            return replace(result, at_peak=groups_of(held, see(recording) if held else {}))
         except Exception:  # noqa: BLE001 – as below; nothing is said of a kept promise, and the page shows no table
             return result
 
@@ -165,20 +184,28 @@ class Explaining:
 
     def _with_contents(self, result: CheckResult, recording: Recording) -> CheckResult:
         recorded, moment = recording.read(), self._moments.get(recording.device)
-        groups = groups_of(recorded.held, moment.examples if moment else None)
+        seen = see(recording) if recorded.held else {}
+        groups = groups_of(recorded.held, {**seen, **self._examples.get(recording.device, {})})
+        of_process = result.kind == "committed"
+        whole = (result.measured or 0) if of_process else recorded.level
         lines: list[str] = []
         if groups:
-            share = round(100 * sum(group.bytes for group in groups) / max(1, recorded.level))
-            lines.append(f"alive at the peak, by the line that allocated it ({share} % of it):")
-            lines += [f"  {line}" for line in (*lines_of(groups), *rest_of(recorded))]
+            share = round(100 * sum(group.bytes for group in groups) / max(1, whole))
+            lines.append(_OF_TENSORS.format(share) if of_process else _OF_ALL.format(share))
+            lines += [f"  {line}" for line in lines_of(groups)]
+            lines += [f"  {line}" for line in ([] if of_process else rest_of(recorded))]
+        elif of_process:
+            lines.append(_NO_LARGE_TENSOR)
         else:
             lines.append(_NOTHING_LARGE if recorded.level else _NOT_RECORDED)
+        if of_process:
+            lines += [f"  {line}" for line in unseen_of(recorded, whole)]
         if moment is not None:
             lines += moment.lines()
         elif failure := self._failures.get(recording.device):
             lines.append(failure)
         else:
-            lines.append(_NOBODY_LOOKED)
+            lines.append(_TENSORS_WERE_LESS if of_process and self._spent <= _ALL else _NOBODY_LOOKED)
         return replace(result, explanation=(*lines, *self._test.snapshot.notes), at_peak=groups)
 
 
@@ -200,4 +227,6 @@ class _Watch:
             return limit + 1
         if not self._explaining.look(self._recording, level, asked, refused):
             return NEVER
+        if not self._explaining.saw_holders(self._recording):
+            return limit + 1  # a block that something takes and gives back at once, before there are any tensors
         return max(int(level * self._explaining.step), level + 1)

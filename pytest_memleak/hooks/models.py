@@ -68,6 +68,17 @@ class ModelNames:
         seen = watched.watched() or (self._observer.models() if self._observer else [])
         return which_model(named, seen, self._offer).term(name)
 
+    def expected(self, budget: Budget, name: str) -> Term:
+        """What a name is likely to mean, of a model that is being loaded or was not chosen yet.
+
+        For a look at what happens meanwhile, and no verdict rests on it. Of several models, it is the largest.
+        """
+        seen = self._observer.expected() or self._observer.models() if self._observer else []
+        terms = [sizes.terms[name] for sizes in seen if name in sizes.terms]
+        if not terms:
+            raise Inconclusive("no model is there yet")
+        return max(terms, key=lambda term: term.bytes)
+
     def _scopes_of_its_fixtures(self) -> list[watched.Scope]:
         definitions = getattr(getattr(self._item, "_fixtureinfo", None), "name2fixturedefs", {}).values()
         return [self._watched_by[one] for some in definitions for one in some if one in self._watched_by]

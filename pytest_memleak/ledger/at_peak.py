@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.events.places import Place
@@ -10,19 +11,22 @@ from pytest_memleak.events.recording import Held, Recorded
 from pytest_memleak.records.record import AtPeak
 from pytest_memleak.wording import plural
 
+if TYPE_CHECKING:
+    from pytest_memleak.ledger.examples import Example
+
 _LINES, _INSIDE = 5, 3
 """How many of the user's lines are shown, and of each how many lines of libraries that it led to."""
 
 
-def groups_of(held: Iterable[Held], examples: Mapping[Place, str] | None = None) -> tuple[AtPeak, ...]:
-    """By line, the largest first. `examples`: what the blocks of a place look like as tensors."""
+def groups_of(held: Iterable[Held], examples: Mapping[Place, Example] | None = None) -> tuple[AtPeak, ...]:
+    """By line, the largest first. `examples`: what blocks of a place look like as tensors."""
     amounts: dict[Place, list[int]] = {}
     for place, size, blocks in held:
         found = amounts.setdefault(place, [0, 0])
         found[0] += size
         found[1] += blocks
     known = examples or {}
-    groups = [AtPeak(size, blocks, *place, known.get(place, "")) for place, (size, blocks) in amounts.items()]
+    groups = [AtPeak(size, blocks, *place, *known.get(place, ("", ""))) for place, (size, blocks) in amounts.items()]
     return tuple(sorted(groups, reverse=True))
 
 
@@ -55,6 +59,14 @@ def rest_of(recorded: Recorded) -> list[str]:
     return rest
 
 
+def unseen_of(recorded: Recorded, grown: int) -> list[str]:
+    """Of the growth of a whole process: what is in no tensor, if it counts."""
+    missing = grown - (recorded.small or 0) - sum(one.bytes for one in recorded.held)
+    if 100 * missing < grown:
+        return []
+    return [f"{format_size(missing):>10} not seen by torch: numpy, Python, other libraries, what malloc keeps"]
+
+
 def _total(group: Sequence[AtPeak]) -> int:
     return sum(one.bytes for one in group)
 
@@ -64,7 +76,8 @@ def _size(group: Sequence[AtPeak]) -> str:
 
 
 def _example(one: AtPeak) -> str:
-    return f" ({one.example})" if one.example else ""
+    named = f": {one.parameter}" if one.parameter else ""
+    return f" ({one.example}{named})" if one.example else ""
 
 
 def _rest(group: Sequence[AtPeak], indent: str) -> list[str]:

@@ -14,7 +14,7 @@ from pytest_memleak.events import garbage
 from pytest_memleak.events.places import Place, Places
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.events.storages import device_of, tensors_among
-from pytest_memleak.ledger.graph import shape_of, storage_key
+from pytest_memleak.ledger.examples import Example, examples_of
 from pytest_memleak.ledger.owners import explain
 
 _OWNERS = 5
@@ -28,8 +28,7 @@ class Moment:
     place: Place
     """Which line asked."""
     holders: tuple[str, ...]
-    examples: Mapping[Place, str]
-    """What the largest tensor of each place looks like."""
+    examples: Mapping[Place, Example]
 
     def lines(self) -> list[str]:
         by = f" (from {self.place.by})" if self.place.by else ""
@@ -52,20 +51,25 @@ def look(
     place = places[places.here(frame)]
     del frame
     with garbage.everything_in_sight():
-        found = [tensor for tensor in tensors_among(garbage.in_sight()) if device_of(tensor) == recording.device]
+        found = _tensors_of(recording)
         try:
             held = level if refused else level - asked  # what was asked for last is no tensor yet
             holders = explain(found, held, roots=roots, ignore=(found,), limit=_OWNERS, budget=seconds, running=True)
-            examples = _examples(recording, found)
+            examples = examples_of(recording, found, garbage.in_sight())
         finally:
             found.clear()
     return Moment(level, asked, refused, place, holders, examples)
 
 
-def _examples(recording: Recording, tensors: list[torch.Tensor]) -> dict[Place, str]:
-    largest: dict[Place, tuple[int, str]] = {}
-    for tensor in tensors:
-        key, place = storage_key(tensor), recording.place_of(tensor)
-        if key is not None and place is not None and key[1] > largest.get(place, (0, ""))[0]:
-            largest[place] = key[1], shape_of(tensor)
-    return {place: shape for place, (_, shape) in largest.items()}
+def see(recording: Recording) -> Mapping[Place, Example]:
+    """What still lives of what was recorded. Nothing is kept alive."""
+    with garbage.everything_in_sight():
+        found = _tensors_of(recording)
+        try:
+            return examples_of(recording, found, garbage.in_sight())
+        finally:
+            found.clear()
+
+
+def _tensors_of(recording: Recording) -> list[torch.Tensor]:
+    return [tensor for tensor in tensors_among(garbage.in_sight()) if device_of(tensor) == recording.device]

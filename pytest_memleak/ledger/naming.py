@@ -39,10 +39,12 @@ class _Words:
     """Nothing that anybody could look up by this name."""
     log_record: str = ""
     """Where the log record is whose ``exc_info`` the way goes through."""
+    also: str = ""
+    """Other variables of the same frame that hold the same."""
 
     def text(self) -> str:
         if self.lead.endswith((_LOCAL, "variable ")):
-            return f"{self.lead}{self.expression!r}{self.tail}"
+            return f"{self.lead}{self.expression!r}{self.also}{self.tail}"
         if self.expression.startswith((".", "[", "(")):  # below a root that the caller named in words
             return f"{self.lead}, at {self.expression}{self.tail}"
         return f"{self.lead}{self.expression}{self.tail}"
@@ -61,10 +63,15 @@ def named_parts(path: Sequence[object]) -> list[object]:
     return kept
 
 
-def describe(path: Sequence[object], root: Root | None = None, further: str = "") -> str:
-    """Words for the last object of a path. `further` is what follows its name, as ``.grad``."""
+def describe(path: Sequence[object], root: Root | None = None, further: str = "", beside: Sequence[str] = ()) -> str:
+    """Words for the last object of a path. `further` is what follows its name, as ``.grad``.
+
+    `beside` are the other variables of the last frame on it that hold that object.
+    """
     words = _walk(path, root)
     words.expression += further
+    if beside and words.lead == _LOCAL:
+        words.also = f", also {' and '.join(map(repr, beside))},"
     return words.text()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pytest_memleak.ledger.beside import beside
 from pytest_memleak.ledger.foreign import hidden_bytes
 from pytest_memleak.ledger.graph import GRAPH, Link, Links, device_type, read_attribute, shape_of, storage_key
 from pytest_memleak.ledger.looking import type_name
@@ -126,7 +127,7 @@ class _Explanation:
                 self._add(tensor, id(tensor), nbytes, f"{shape_of(tensor)}, {layout.removeprefix('_')}")
         self._leaked = frozenset(self._pending)
         self._storage_of = {key: storage for storage, one in self._pending.items() for key in one.tensors}
-        self._python_bytes = sum(storage.nbytes for storage in self._pending.values())
+        self._python_bytes = self._waiting = sum(storage.nbytes for storage in self._pending.values())
 
     def _add(self, tensor: torch.Tensor, key: int, nbytes: int, shape: str) -> None:
         if key not in self._pending:
@@ -141,18 +142,22 @@ class _Explanation:
 
     def lines(self, limit: int) -> tuple[str, ...]:
         for key in sorted(self._pending, key=lambda key: -self._pending[key].nbytes):
+            if self._waiting < self._least:
+                break  # all together they are not worth a line
             if key in self._pending:
                 self._attempt(key)
         rest = self._attempt_unseen(self._total - self._python_bytes)
-        untraced = [owner.line(text) for text, owner in self._owners.items() if text.startswith(_UNTRACED)]
+        missed = [item for item in self._owners.items() if item[0].startswith(_UNTRACED)]
+        untraced = [owner.line(text) for text, owner in missed if owner.nbytes >= self._least]
         traced = [item for item in self._owners.items() if not item[0].startswith(_UNTRACED)]
         owners = sorted(traced, key=lambda item: -item[1].nbytes)
         shown = [item for item in owners[:limit] if item[1].nbytes >= self._least]
         lines = [owner.line(text) for text, owner in shown]
-        left = [storage for _, owner in owners[len(shown) :] for storage in owner.storages]
-        if left:
-            nbytes = sum(nbytes for nbytes, _ in left)
-            lines.append(f"{size(nbytes)} in {_tensors(len(left))}: {plural(len(owners) - len(shown), 'other owner')}")
+        left = [nbytes for _, owner in owners[len(shown) :] for nbytes, _ in owner.storages]
+        unasked = [storage.nbytes for storage in self._pending.values()]
+        if left or unasked:
+            others = "other owners" if unasked else plural(len(owners) - len(shown), "other owner")
+            lines.append(f"{size(sum(left) + sum(unasked))} in {_tensors(len(left) + len(unasked))}: {others}")
         return (*lines, *untraced, *([rest] if rest else []), *self._failures)
 
     def _attempt(self, key: int) -> None:
@@ -177,7 +182,7 @@ class _Explanation:
         holder = self._search.holder_of(storage.tensors)
         if holder.kind in ("named", "unnamed"):
             path = self._objects(holder.path)
-            text = describe(path, self._root(holder))
+            text = describe(path, self._root(holder), beside=beside(path, storage.tensors))
             if holder.cycle:
                 text += " (in a reference cycle that the collector has not freed)"
             found = alike(named_parts(path), self._storage_of)
@@ -204,6 +209,7 @@ class _Explanation:
             storage = self._pending.pop(key, None)
             if storage is not None:
                 owner.storages.append((storage.nbytes, storage.shape))
+                self._waiting -= storage.nbytes
 
     def _cycle_text(self, holder: Holder) -> str:
         words = describe_cycle(self._objects(holder.cycle))

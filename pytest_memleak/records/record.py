@@ -44,6 +44,8 @@ class AtPeak:
     """The user's line that led there, if that is another one."""
     example: str = ""
     """The largest of them: ``bfloat16 [4096, 4096]``, where it was seen as a tensor."""
+    parameter: str = ""
+    """Of which parameter or buffer of a model that is the memory: ``model.layers.0.mlp.up_proj.weight and 12 more``."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pytest_memleak.budget.checkpoint import Stored, read_headers
 from pytest_memleak.budget.model_sizes import ModelSizes, of_module, of_weights
 from pytest_memleak.budget.names import NAMES
 from pytest_memleak.budget.seen import remember
-from pytest_memleak.budget.weights import Weight, held_bytes, weights_of
+from pytest_memleak.budget.weights import Weight, expected_bytes, held_bytes, weights_of
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.upstream.patches import Patch
 from pytest_memleak.upstream.where import caller, shown
@@ -38,6 +38,8 @@ class Load:
     weights: list[Weight] | None = None
     sizes: ModelSizes | None = None
     """None until the load has come so far that the model's shapes are known."""
+    expected: ModelSizes | None = None
+    """The same with the final size that is to be expected, from when its weights begin to be read."""
 
 
 class Loads:
@@ -45,6 +47,8 @@ class Loads:
 
     def __init__(self, order: Callable[[], int], loaded: Callable[[Load, nn.Module], None]) -> None:
         self.done: list[Load] = []
+        self.under_way: list[Load] = []
+        """Of all threads."""
         self._order = order
         self._loaded = loaded
         self._models: dict[int, tuple[weakref.ref[nn.Module], Load]] = {}
@@ -91,6 +95,8 @@ class Loads:
         load = Load(self._order(), f"{cls.__name__} (loaded at {shown(caller())})")
         running = self.running()
         running.append(load)
+        if not running[1:]:
+            self.under_way.append(load)
         try:
             yield load
         except BaseException as error:
@@ -99,6 +105,8 @@ class Loads:
             raise
         finally:
             running.pop()
+            if not running:
+                self.under_way.remove(load)
             # Before the shapes are known there was no model: the path was wrong, a package was missing.
             if not running and load.sizes is not None:
                 self.done.append(load)
@@ -118,6 +126,7 @@ class Loads:
         def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             self._started(given["model"], _headers(given.get("checkpoint_files")))
+            self._expect(given["model"])
             return found(*args, **kwargs)
 
         return _load_pretrained_model
@@ -133,6 +142,16 @@ class Loads:
         except Inconclusive as error:
             load.sizes = ModelSizes(load.title, {}, dict.fromkeys(NAMES, str(error)))
         load.sizes = load.sizes.without("final_size", "its load has not returned")
+
+    def _expect(self, model: nn.Module) -> None:
+        """Quantized layers have replaced others by now, and nothing is loaded yet."""
+        load = self.running()[-1] if self.running() else None
+        if load is None or load.sizes is None:
+            return
+        try:
+            load.expected = load.sizes.with_final(expected_bytes(model), "as its load began")
+        except Exception:  # noqa: BLE001 - a load is not to fail for a guess; without one, nobody looks on the way
+            load.expected = None
 
     def _returned(self, load: Load, model: nn.Module) -> None:
         when = "when its load returned"

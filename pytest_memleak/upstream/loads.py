@@ -99,9 +99,19 @@ class ModelObserver:
             for load in list(self._loads.done)
             if load.sizes is not None and load not in inside
         ]
-        roots = [root for root in roots if not any(first < root.order < last for first, last in self._pauses)]
+        roots = [root for root in roots if self._counts(root.order)]
         real = [root for root in roots if not root.only_planned] or roots
         return [root.sizes for root in sorted(real, key=lambda root: root.order)]
+
+    def expected(self) -> list[ModelSizes]:
+        """The models that are being loaded, as they are going to be."""
+        if self._paused_from is not None:
+            return []
+        loads = list(self._loads.under_way)
+        return [load.expected for load in loads if load.expected is not None and self._counts(load.order)]
+
+    def _counts(self, order: int) -> bool:
+        return not any(first < order < last for first, last in self._pauses)
 
     def _watch_init(self, found: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(found)

@@ -97,7 +97,8 @@ def test_examples_are_green(pytester: pytest.Pytester, examples: Path) -> None:
 
 
 def test_broken_examples_are_all_red_and_as_quoted(pytester: pytest.Pytester, examples: Path) -> None:
-    result = run(pytester, "examples/broken_on_purpose.py", "--gpu-cap=4G")
+    pytester.makepyfile(patient=PATIENT)
+    result = run(pytester, "-p", "patient", "examples/broken_on_purpose.py", "--gpu-cap=4G")
     outcomes = result.parseoutcomes()
     written = (examples / "broken_on_purpose.py").read_text(encoding="utf-8").count("\ndef test_")
     assert outcomes["failed"] + outcomes["errors"] == written
@@ -107,17 +108,21 @@ def test_broken_examples_are_all_red_and_as_quoted(pytester: pytest.Pytester, ex
     assert_printed(quoted, result.stdout.str())
 
 
-@pytest.mark.parametrize("file", ["planted_leaks.py", "planted_peaks.py"])
-def test_planted_bugs_are_printed_as_quoted(pytester: pytest.Pytester, file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "backend"), [("planted_leaks.py", "cpu"), ("planted_peaks.py", "cpu"), ("planted_load.py", "simulated")]
+)
+def test_planted_bugs_are_printed_as_quoted(pytester: pytest.Pytester, file: str, backend: str) -> None:
     """Written by benchmarks/planted_messages.py, for the versions that the project is checked with."""
-    if not as_constrained("torch", "transformers", "accelerate", "peft"):
+    if not as_constrained("torch", "transformers", "accelerate", "peft", "bitsandbytes"):
         pytest.skip("other versions of the libraries have other lines")
+    if backend == "simulated" and (torch.accelerator.is_available() or torch.version.hip):
+        pytest.skip("no card is simulated beside a real one")
     shutil.copytree(ROOT / "fixtures" / "planted", pytester.path / "fixtures" / "planted")
     pytester.makepyfile(patient=PATIENT)
-    result = run(pytester, "-p", "patient", "--gpu-backend=cpu", f"fixtures/planted/{file}")
+    result = run(pytester, "-p", "patient", f"--gpu-backend={backend}", f"fixtures/planted/{file}")
     note = f"printed by fixtures/planted/{file}"
     quoted = [block.text for page in PAGES for block in blocks_of(page) if block.note == note]
-    assert len(quoted) == (ROOT / "fixtures" / "planted" / file).read_text(encoding="utf-8").count("def test_") >= 10
+    assert len(quoted) == (ROOT / "fixtures" / "planted" / file).read_text(encoding="utf-8").count("def test_") > 0
     assert_printed(quoted, result.stdout.str())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pytest_memleak.events.cuda_history import at_peak
+from pytest_memleak.events.cuda_history import at_peak, still_there
 from pytest_memleak.events.places import BACKWARD, Place
 
 TORCH = {"filename": torch.__file__, "name": "empty", "line": 1}
@@ -42,6 +42,22 @@ def test_the_peak_is_found_and_put_down_to_lines() -> None:
         Place(BACKWARD, ""): (30, 1),
     }
     assert (found.level, found.before) == (580, 0)
+
+
+def test_what_lives_at_the_end_is_known_by_its_address() -> None:
+    entries = [
+        *free(9, 1000),
+        alloc(1, 100, TORCH, USER),
+        alloc(2, 50, LIBRARY, USER),
+        *free(1, 100),
+        alloc(1, 30, LIBRARY),  # the address is used again
+        alloc(3, 10, USER),
+        *free(3, 10),
+    ]
+    assert still_there(entries) == {
+        2: Place("somelib/layers.py:12", "/nowhere/train.py:7"),
+        1: Place("somelib/layers.py:12", ""),
+    }
 
 
 def test_what_was_there_before_is_told_apart() -> None:

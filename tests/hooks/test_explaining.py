@@ -270,3 +270,76 @@ def test_under_xdist(pytester: pytest.Pytester, records: Records, when: str) -> 
     assert "kept by the traceback" not in text
     assert "pytest's own" not in text
     assert {test["worker"] for test in records().values()} == {"gw0", "gw1"}
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["at the look", "at the end of the body"])
+def test_parameters_of_a_model_are_named(
+    run_on_cpu: Run, records: Records, monkeypatch: pytest.MonkeyPatch, looked: bool
+) -> None:
+    if not looked:
+        monkeypatch.setattr("pytest_memleak.hooks.explaining._ALL", -1.0)
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        @pytest.fixture
+        def model():
+            return torch.nn.Sequential(*[torch.nn.Linear(1024, 2048, bias=False) for _ in range(3)])
+
+        @pytest.mark.max_peak("20MiB")
+        def test_it(model):
+            torch.ones(1024, 1024)
+        """,
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(failed=1)
+    (check,) = records()["test_it"]["results"]
+    names = {group["line"]: group["parameter"] for group in check["at_peak"]}
+    assert names == {"test_it.py:5": "0.weight and 2 more", "test_it.py:9": ""}
+    assert "24 MiB in 3 blocks test_it.py:5 (float32 [2048, 1024]: 0.weight and 2 more)" in text_of(result)
+
+
+HOST = """
+import numpy, pytest, torch
+
+@pytest.mark.max_host_peak("16MiB")
+def test_of_numpy():
+    numpy.ones(64 * 1024**2, dtype=numpy.uint8)
+
+@pytest.mark.max_host_peak("16MiB")
+def test_of_both():
+    array = numpy.ones(48 * 1024**2, dtype=numpy.uint8)
+    tensor = torch.ones(12 * 1024**2, dtype=torch.uint8)
+
+@pytest.mark.max_host_peak("16MiB")
+def test_of_tensors():
+    tensors = []
+    for _ in range(3):
+        tensors.append(torch.ones(16 * 1024**2, dtype=torch.uint8))
+"""
+
+
+def test_of_a_process_s_peak_torch_says_what_it_has_seen(run_on_cpu: Run, records: Records) -> None:
+    """The rest is numpy's: no line and no holder of it is known, and none is made up."""
+    pytest.importorskip("numpy")
+    result = run_on_cpu(HOST, "--memleak-json=out.json")
+    result.assert_outcomes(failed=3)
+    said = {}
+    for name, test in records().items():
+        (check,) = test["results"]
+        assert check["measured"] // MIB in range(40, 80)
+        said[name] = " ".join(" ".join(check["explanation"]).split())
+    of_numpy, of_both, of_tensors = (said[f"test_of_{what}"] for what in ("numpy", "both", "tensors"))
+    unseen = r"(\d+)[.\d]* MiB not seen by torch: numpy, Python"
+    assert of_numpy.startswith("alive at the peak: no tensor of the CPU of 4 MiB or more ")
+    assert (found := re.search(unseen, of_numpy))
+    assert int(found[1]) in range(50, 70)
+    assert re.match(
+        r"alive when tensors of the CPU took most, .* \((1\d|2\d) % of the growth\): 12 MiB in 1 block", of_both
+    )
+    assert (found := re.search(unseen, of_both))
+    assert int(found[1]) in range(40, 55)
+    for text in (of_numpy, of_both):
+        assert text.endswith("that is done when tensors of the CPU alone go beyond the limit")
+    assert "48 MiB in 3 blocks test_it.py:16 " in of_tensors
+    assert "local 'tensors[" in of_tensors

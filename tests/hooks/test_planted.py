@@ -81,6 +81,11 @@ def _line(lines: Sequence[str], text: str, where: str) -> int:
     return found
 
 
+def skip_where_no_card_is_simulated() -> None:
+    if torch.accelerator.is_available() or torch.version.hip:
+        pytest.skip("no card is simulated beside a real one")
+
+
 def not_said(found: Mapping[str, str], wanted: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
     assert set(found) == set(wanted)
     missing = {name: [text for text in texts if text not in found[name]] for name, texts in wanted.items()}
@@ -125,10 +130,32 @@ def test_planted_leaks_are_named(tmp_path: Path) -> None:
     assert not_said(failures(tmp_path, "planted_leaks.py", "--gpu-backend=cpu"), wanted) == {}
 
 
+def test_planted_load_is_named(tmp_path: Path) -> None:
+    """The limit has a value when the load has returned; the sources pile up before."""
+    skip_where_no_card_is_simulated()
+    convert = "transformers.integrations.bitsandbytes:Bnb4bitQuantize.convert"
+    file = line_in(convert, "result = {}").partition(":")[0]
+    (found,) = failures(tmp_path, "planted_load.py", "--gpu-backend=simulated").values()
+    assert 'limit "final_size + 2 * largest_param" = ' in found
+    reading = "tensor = tensor.to(device=device, dtype=dtype)"
+    read = line_in("transformers.core_model_loading:_materialize_copy", reading)
+    assert f"56 MiB in 5 blocks {read} (bfloat16 [" in found
+    held = (
+        r"(\d+) MiB in (\d+) tensors \(bfloat16 \[\d+, \d+\] and others\): local 'value', also "
+        r"\"input_dict\['model\.layers\.\d\.mlp\.\w+_proj\.weight'\]\[0\]\", of frame convert "
+        rf"\({re.escape(file)}:\d+\), kept by inference\.QUANTIZED_BY\[\d+\] \(and (\d+) more\)"
+    )
+    said = re.search(held, found)
+    assert said, found
+    # More than the promise allows for, which is two weights of 16 MiB.
+    assert int(said[1]) > 32
+    assert int(said[2]) == int(said[3]) + 1
+
+
 @pytest.mark.parametrize("backend", ["cpu", "simulated"])
 def test_planted_peaks_are_named(tmp_path: Path, backend: str) -> None:
-    if backend == "simulated" and (torch.accelerator.is_available() or torch.version.hip):
-        pytest.skip("no card is simulated beside a real one")
+    if backend == "simulated":
+        skip_where_no_card_is_simulated()
     llama = "transformers.models.llama.modeling_llama"
     scores = "attn_weights = torch.matmul(query, key_states.transpose(2, 3)) * scaling"
     gated = "down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"

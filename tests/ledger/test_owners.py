@@ -102,6 +102,29 @@ HOOKS = [make()]
         "closure of leaky.make.<locals>.inner, variable 'x[0]', stored in leaky.HOOKS[0]",
     ),
     "default argument": ("def load(x=torch.zeros(256)): ...", "module global leaky.load.__defaults__[0]"),
+    "several variables of a kept frame": (
+        """
+import sys
+FRAMES = []
+def convert(sources):
+    value = sources["weight"][0]
+    rows, other, alone = {"of it": (value.view(16, 16), 1)}, [torch.zeros(8)], torch.zeros(8)
+    FRAMES.append(sys._getframe())
+convert({"weight": [torch.zeros(256)]})
+""",
+        "local 'value', also \"sources['weight'][0]\" and \"rows['of it'][0]\", of frame convert (leaky.py:8), "
+        "kept by leaky.FRAMES[0]",
+    ),
+    "several variables of a suspended generator": (
+        """
+def batches():
+    h = torch.zeros(256)
+    again = [h]
+    yield 1
+STREAM = batches(); next(STREAM)
+""",
+        "local 'h', also 'again[0]', of suspended generator batches (leaky.py:6), kept by leaky.STREAM",
+    ),
     "suspended generator": (
         """
 def batches():

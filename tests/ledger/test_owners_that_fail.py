@@ -89,10 +89,10 @@ STREAM = stream(); next(STREAM)
 def test_what_fails_is_told_and_the_others_are_explained(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     program = plant("KEPT = torch.zeros(256); OTHER = {1: torch.zeros(512)}")
 
-    def failing(path: Sequence[object], *args: Any) -> str:
+    def failing(path: Sequence[object], *args: Any, **options: Any) -> str:
         if any(part is program.module.OTHER for part in path):
             raise OSError("cannot\nbe read")
-        return describe(path, *args)
+        return describe(path, *args, **options)
 
     monkeypatch.setattr(owners, "describe", failing)
     monkeypatch.setattr(owners._Explanation, "_explain_unseen", failing_always)

@@ -288,3 +288,43 @@ def test_what_a_thread_of_the_test_watches_is_the_tests() -> None:
         thread.start()
         thread.join()
         assert len(opened.models) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_while_it_loads_it_is_told_what_the_model_will_be(
+    bits: int, tied: bool, tiny: Tiny, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import core_model_loading
+
+    tiny(tied=tied).save_pretrained(tmp_path)
+    told: list[ModelSizes] = []
+    with ModelObserver() as observer:
+        found = core_model_loading.convert_and_load_state_dict_in_model
+
+        def meanwhile(*args: Any, **options: Any) -> Any:
+            # Another thread may ask: some releases load in several.
+            with ThreadPoolExecutor(1) as pool:
+                told.extend(pool.submit(observer.expected).result())
+            return found(*args, **options)
+
+        monkeypatch.setattr("transformers.modeling_utils.convert_and_load_state_dict_in_model", meanwhile)
+        load(str(tmp_path), bits=bits)
+        assert observer.expected() == []
+    (expected,) = told
+    sizes = only(observer)
+    for name in ("fp16_size", "largest_param", "final_size"):
+        assert expected.term(name).bytes == sizes.term(name).bytes
+
+
+def test_a_load_that_failed_is_not_expected_any_more(
+    load: Load, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr("transformers.modeling_utils.convert_and_load_state_dict_in_model", fail)
+    with ModelObserver() as observer:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            load(checkpoint)
+        assert observer.expected() == []
