@@ -24,7 +24,7 @@ from pytest_memleak.report import html
 from pytest_memleak.wording import SNAPSHOT
 
 MIB = 1 << 20
-EVIL = "<script>window.ran=1</script></script><!--<img src=x onerror='window.ran=2'>&lt;\u2028\"`${1}%{x}<b>b</b>\ud800"
+EVIL = "<script>window.ran=1</script></script><img src=x onerror='window.ran=2'><!--&lt;\u2028\"`${1}%{x}<b>b</b>\ud800"
 
 RUN = RunInfo(
     started="2025-01-02T03:04:05+00:00",

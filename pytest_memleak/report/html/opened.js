@@ -40,8 +40,7 @@ function chartsOf(test) {
   const places = charts.map((chart) => {
     const first = chart.curves[0];
     const place = element("div", { class: "chart", role: "img", "aria-label": spoken(chart) });
-    const how = manner(first.how) === "predicted" ? "predicted" : first.how;
-    const words = `${chart.curves.map((curve) => curve.kind).join(", ")} on ${chart.device}, ${how}`;
+    const words = `${chart.curves.map((curve) => curve.kind).join(", ")} on ${chart.device}, ${first.how}`;
     return [place, element("section", { class: "timeline" }, element("h3", {}, "Memory over time", element("small", {}, words)), place)];
   });
   const said = element("p", { class: "quiet" }, "The curve joins samples, and what rose and fell between two of them is not on it. Peaks are marked as high as they were, at the highest sample.");
