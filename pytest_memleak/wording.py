@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 from pytest_memleak.budget.sizes import UNITS, format_size
-from pytest_memleak.records.record import CardInfo, Verdict
+from pytest_memleak.records.record import AtPeak, CardInfo, Verdict
 
 _LIMIT_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -26,6 +26,11 @@ SNAPSHOT = f"{SNAPSHOT_NOTES}for https://pytorch.org/memory_viz: "
 """How the note begins that tells where torch's own snapshot of a test was saved; its path follows."""
 
 size = format_size  # the short name reads better inside messages
+
+
+def looks_like(one: AtPeak) -> str:
+    """The largest tensor of what a line allocated: ``bfloat16 [4096, 4096]: model.layers.0.up_proj.weight``."""
+    return f"{one.example}: {one.parameter}" if one.example and one.parameter else one.example
 
 
 def exact(count: int) -> str:

@@ -9,7 +9,7 @@ from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.events.places import Place
 from pytest_memleak.events.recording import Held, Recorded
 from pytest_memleak.records.record import AtPeak
-from pytest_memleak.wording import plural
+from pytest_memleak.wording import looks_like, plural
 
 if TYPE_CHECKING:
     from pytest_memleak.ledger.examples import Example
@@ -76,8 +76,7 @@ def _size(group: Sequence[AtPeak]) -> str:
 
 
 def _example(one: AtPeak) -> str:
-    named = f": {one.parameter}" if one.parameter else ""
-    return f" ({one.example}{named})" if one.example else ""
+    return f" ({looks_like(one)})" if one.example else ""
 
 
 def _rest(group: Sequence[AtPeak], indent: str) -> list[str]:

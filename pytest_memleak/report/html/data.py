@@ -16,7 +16,7 @@ from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import AtPeak, CardInfo, CheckResult, TestRecord, Timeline
 from pytest_memleak.records.run import RunInfo
 from pytest_memleak.report.terminal import failure_text
-from pytest_memleak.wording import SNAPSHOT, card_line
+from pytest_memleak.wording import SNAPSHOT, card_line, looks_like
 
 _LARGEST = 60
 """So many lines of what was alive at a peak are told one by one, the rest in one sum."""
@@ -145,7 +145,7 @@ def _alive(groups: Sequence[AtPeak], lines: Lines) -> list[list[int]]:
     """Bytes, blocks, and the numbers of line, user's line and example; at the end the sum of those left out."""
     largest = sorted(groups, reverse=True)
     told = [
-        [one.bytes, one.blocks, lines.number(one.line), lines.number(one.by), lines.number(one.example)]
+        [one.bytes, one.blocks, lines.number(one.line), lines.number(one.by), lines.number(looks_like(one))]
         for one in largest[:_LARGEST]
     ]
     if rest := largest[_LARGEST:]:
