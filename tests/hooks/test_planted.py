@@ -199,7 +199,7 @@ def test_planted_peaks_are_named(tmp_path: Path, backend: str) -> None:
             "local \"state['exp_avg']\" of running frame step (transformers/optimization.py:",
         ),
         "test_gradients_in_a_copy": (
-            f"8 MiB in 1 block {marked('copy')} (float32 [8192, 256])",
+            f"8 MiB in 1 block {marked('copy')} (float32 [8192, 256]: model.embed_tokens.weight)",
             f"local 'sums.lm_head.weight' of running frame accumulate ({marked('gradients')})",
             f"local 'sums.lm_head.weight.grad' of running frame accumulate ({marked('gradients')})",
         ),
