@@ -95,13 +95,16 @@ def keeps_modules() -> Iterator[None]:
     _imported.clear()
 
 
+_EMPTIED = (torch.Tensor, torch.nn.Parameter)
+
+
 class _KeepsModules:
     """pytester forgets what an inner run imported, but torch and transformers cannot be imported twice in one process,
     and there must not be two sets of gauges on one allocator."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._before = {id(thing) for thing in gc.get_objects() if type(thing) is torch.Tensor}
+        self._before = {id(thing) for thing in gc.get_objects() if type(thing) in _EMPTIED}
 
     def pytest_unconfigure(self) -> None:
         _note_imported(self._folder)
@@ -115,7 +118,7 @@ class _KeepsModules:
 def _empty_tensors_born_since(before: set[int]) -> None:
     """pytester holds on to inner sessions: what their tests leak on purpose must not be the base of the next one."""
     for thing in gc.get_objects():
-        if id(thing) not in before and type(thing) is torch.Tensor and thing.untyped_storage().resizable():
+        if id(thing) not in before and type(thing) in _EMPTIED and thing.untyped_storage().resizable():
             thing.untyped_storage().resize_(0)
 
 

@@ -54,7 +54,8 @@ def plant() -> Iterator[Callable[[str], Planted]]:
     gc.collect()
     gc.disable()
     yield lambda source: Planted("import torch\n" + source)
-    sys.modules.pop(NAME, None)
+    if (planted := sys.modules.pop(NAME, None)) is not None:
+        planted.__dict__.clear()  # some of what was planted is in cycles that nobody else breaks
     if collecting:
         gc.enable()
     gc.collect()

@@ -262,6 +262,7 @@ with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: RAN.append(
     program = plant(source)
     program.explained(total=4096)
     assert not program.module.RAN
+    program.module.OUT.backward()  # or torch keeps the graph and its hooks for ever
 
 
 def test_roots_of_the_caller_are_named(plant: Plant) -> None:
