@@ -38,9 +38,10 @@ class _Turn:
 
 _turn = _Turn()
 _PATIENCE = 10.0
-"""Seconds that a refusal waits for another thread's look. torch calls its observers without the allocator's own lock
-(checked on 2.11), and nothing of ours is held while waiting. But a look may set off code of the program, such as a
-finalizer that is due, and that may want a lock which the refused thread has: then one of the two has to give up."""
+"""Seconds that a refusal waits for another thread's look. torch gives its allocator's own lock back before it calls
+observers (so its sources say), and nothing of ours is held while waiting. But a look may set off code of the program,
+such as a finalizer that is due, and that may want a lock which the refused thread has: then one of the two has to give
+up."""
 
 
 class Alarm:

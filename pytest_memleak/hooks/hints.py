@@ -10,7 +10,8 @@ from pytest_memleak.hooks.simulating import is_on
 from pytest_memleak.plan import Plan
 
 _NO_CARD = re.compile(
-    r"arguments from the '\w*CUDA\w*' backend|not linked with support for cuda|not compiled with CUDA"
+    r"arguments from the '\w*CUDA\w*' backend|not linked with support for cuda|not compiled with CUDA|"
+    r"Found no NVIDIA driver|CUDA driver version is insufficient|no CUDA-capable device"
 )
 
 

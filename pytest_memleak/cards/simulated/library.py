@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_memleak.compiled import Compiled
 
 _NATIVE = Path(__file__).with_name("native")
-CHECKED_ON = "2.6, 2.11 (both built for CUDA) and 2.13 (for the CPU)"
+CHECKED_ON = "2.6, 2.11, 2.14 (built for CUDA) and 2.13 (for the CPU)"
 """The releases of torch whose private parts the card is known to fit."""
 
 _LIBRARY = Compiled(
