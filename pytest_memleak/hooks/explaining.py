@@ -219,7 +219,7 @@ class _Watch:
     def __call__(self, level: int, asked: int, refused: bool) -> int:
         if refused:
             self._explaining.look(self._recording, level, asked, refused)
-            return level
+            return level + 1  # another look at this level would only forget that it was too little
         limit = self._explaining.limit_of(self._recording.device)
         if limit is None:
             return max(int(level * _UNKNOWN_LIMIT), level + _LEAST)

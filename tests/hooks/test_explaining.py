@@ -343,3 +343,30 @@ def test_of_a_process_s_peak_torch_says_what_it_has_seen(run_on_cpu: Run, record
         assert text.endswith("that is done when tensors of the CPU alone go beyond the limit")
     assert "48 MiB in 3 blocks test_it.py:16 " in of_tensors
     assert "local 'tensors[" in of_tensors
+
+
+def test_a_refusal_is_not_forgotten_when_its_level_is_reached_again(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        def fill(size):
+            return torch.empty(size * 1024**2, dtype=torch.uint8)
+
+        @pytest.mark.max_peak("10MiB")
+        @pytest.mark.gpu_cap("30MiB")
+        def test_it():
+            kept = fill(13)
+            last = fill(1)
+            try:
+                fill(25)
+            except torch.OutOfMemoryError:
+                pass
+            del last
+            last = fill(1)
+        """
+    )
+    result.assert_outcomes(failed=1)
+    text = text_of(result)
+    assert "with 14 MiB allocated, test_it.py:4 had asked for 25 MiB, which were refused; who held it then" in text
+    assert "local 'kept'" in text
