@@ -2,8 +2,8 @@
 
 torch's own Python functions stay as they are. What they ask `torch._C` for, which a torch without CUDA does not have,
 is answered here, each question by the name that torch has for it. Nothing outside this room imports it: real cards go
-on working when it breaks. The native half is built against torch's C++ headers. Checked on torch 2.6, 2.11 and 2.13;
-trial.py finds out about others.
+on working when it breaks. The native half is built against torch's C++ headers. Checked on torch 2.6, 2.11, 2.13 and
+2.14; trial.py finds out about others.
 """
 
 from __future__ import annotations
