@@ -53,8 +53,9 @@ _FLASH_MODULES = ("flash_attn", "flash_attn.flash_attn_interface", "flash_attn_i
 _WORDS = re.compile(
     r"Tried to instantiate dummy base class|not compiled with CUDA|compiled without CUDA|CUDA is not available|"
     r"without ATen_cuda library|missing kernel for cuda|module 'torch\._C' has no attribute '_(cuda|nccl|cudnn)|"
-    r"No CUDA GPUs are available|no CUDA-capable device|Found no NVIDIA driver|libcuda\.so|"
-    r"arguments from the '\w+CUDA' backend|CPU-only version of bitsandbytes|Native code method attempted to call"
+    r"No CUDA GPUs are available|no CUDA-capable device|Found no NVIDIA driver|CUDA driver version is insufficient|"
+    r"libcuda\.so|arguments from the '\w+CUDA' backend|CPU-only version of bitsandbytes|"
+    r"Native code method attempted to call"
 )
 _PACKAGES = {r"flash.?att": FLASH, r"\btriton\b": TRITON, r"\bliger": LIGER}
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pytest_memleak.cards.simulated.simulation import Simulation
+from pytest_memleak.support import at_least
 
 
 def of(*sizes: int, gradient: bool = False) -> torch.Tensor:
@@ -88,7 +89,8 @@ def test_it_says_which_operations(simulation: Simulation) -> None:
     assert simulation.margins.take(0) > 0
 
 
-# One copy of the gradient, which is one number for all, as it lies there.
+# One copy of the gradient, which is one number for all, as it lies there. Older releases of torch choose other kernels.
+@pytest.mark.skipif(not at_least(torch.__version__, "2.10"), reason="the figures are those of torch 2.11 on an H200")
 @pytest.mark.parametrize(("width", "taken"), [(72, 11_586_560), (64, 10_553_856)])
 def test_attention_copies_a_gradient_that_lies_in_another_way(width: int, taken: int, simulation: Simulation) -> None:
     simulation.release_workspaces()
