@@ -114,7 +114,8 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
     """The same on a card that need not have a name."""
     given = PredictedCard(profile.name, profile.total)
     simulation = this_process_s()
-    with _alone(), _torch_as_it_was(), simulation.other_cards([profile]):
+    presuming = simulation.presumptions.without_outliers()
+    with _alone(), _torch_as_it_was(), simulation.other_cards([profile]), presuming:
         allocator = simulation.allocator(0)
         recording = SimulatedRecording(simulation)
         window = shared.cpu_tensors().window()

@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +39,7 @@ class Presumptions:
     def __init__(self) -> None:
         self._made: list[str] = []
         """In words, each once."""
+        self._without_outliers = False
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Presumptions:
@@ -66,9 +68,21 @@ class Presumptions:
         """What a reader of the numbers has to know."""
         return tuple(self._made)
 
-    def of_outliers(self) -> TorchFunctionMode:
+    @contextlib.contextmanager
+    def without_outliers(self) -> Iterator[None]:
+        """Until the end 8-bit layers find none. For predictions alone: it is no upper bound, and a test whose program
+        goes by such values is inconclusive."""
+        before, self._without_outliers = self._without_outliers, True
+        try:
+            yield
+        finally:
+            self._without_outliers = before
+
+    def of_outliers(self) -> AbstractContextManager[object]:
         """Around bitsandbytes' rounding to 8 bits, which looks for large numbers: new models have none, trained ones
         have some in few columns."""
+        if not self._without_outliers:
+            return contextlib.nullcontext()
         return _NoneFound(lambda: self._presume(_OUTLIERS))
 
     def _presume(self, words: str) -> None:

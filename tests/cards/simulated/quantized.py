@@ -75,18 +75,28 @@ def test_few_tokens_go_without_the_whole_weight(bnb: Any) -> None:
         assert taken(lambda: layer(many)) == 2 * 4096 * 1024 + 2 * 1024 * 1024 + 2 * 4 * 1024 * 1024 // 64
 
 
-@pytest.mark.parametrize(("threshold", "presumed"), [(0.0, 0), (6.0, 1)])
-def test_outliers_are_presumed_not_to_be_there(
-    threshold: float, presumed: int, bnb: Any, simulation: Simulation
-) -> None:
-    """Whether there are any is asked where there is a threshold, and of numbers that nobody knows."""
+def forward_in_8_bits(bnb: Any, threshold: float) -> None:
     layer = bnb.nn.Linear8bitLt(1024, 1024, False, has_fp16_weights=False, threshold=threshold).to("cuda")
     with torch.no_grad():
         assert layer(torch.randn(512, 1024, device="cuda", dtype=FP16)).shape == (512, 1024)
+
+
+def test_outliers_are_for_values_to_say(bnb: Any, simulation: Simulation) -> None:
+    forward_in_8_bits(bnb, 0.0)
     assert simulation.unknowns.doubt() is None
-    remarks = simulation.presumptions.remarks()
-    assert len(remarks) == presumed
-    assert all("8-bit layers were taken to have no outliers" in remark for remark in remarks)
+    forward_in_8_bits(bnb, 6.0)
+    assert "quantized.py" in str(simulation.unknowns.doubt())
+    assert simulation.presumptions.remarks() == ()
+
+
+def test_predictions_presume_that_there_are_no_outliers(bnb: Any, simulation: Simulation) -> None:
+    with simulation.presumptions.without_outliers():
+        forward_in_8_bits(bnb, 0.0)
+        assert simulation.presumptions.remarks() == (), "nobody asks for any"
+        forward_in_8_bits(bnb, 6.0)
+    assert simulation.unknowns.doubt() is None
+    (remark,) = simulation.presumptions.remarks()
+    assert "8-bit layers were taken to have no outliers" in remark
 
 
 def test_outliers_that_are_known_are_found(bnb: Any, simulation: Simulation) -> None:
