@@ -54,11 +54,13 @@ def training(device: str, width: int, rows: int) -> Callable[[], None]:
     return run
 
 
-def load(device: str, folder: Path) -> Callable[[], None]:
-    from transformers import AutoModelForCausalLM
+def load(device: str, folder: Path, four_bit: bool = False) -> Callable[[], None]:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)} if four_bit else {}
 
     def run() -> None:
-        AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, dtype=torch.bfloat16)
+        AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, dtype=torch.bfloat16, **how)
         _done(device)
 
     return run
@@ -149,8 +151,13 @@ def main() -> None:
         measure("H200: a loop of small kernels", small_kernels("cuda"), lambda: CudaRecording(0), arguments.rounds)
         measure("H200: training, 4096 wide", training("cuda", 4096, 4096), lambda: CudaRecording(0), arguments.rounds)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = sparse_checkpoint("1.1B", Path(folder))
-            measure("H200: load of 1.1B", load("cuda", checkpoint), lambda: CudaRecording(0), arguments.rounds)
+            small = sparse_checkpoint("1.1B", Path(folder, "small"))
+            # So short that the machine's spread is larger than what is looked for: many rounds.
+            measure("H200: load of 1.1B", load("cuda", small), lambda: CudaRecording(0), 4 * arguments.rounds)
+            four_bit = load("cuda", small, four_bit=True)
+            measure("H200: load of 1.1B in 4 bits", four_bit, lambda: CudaRecording(0), arguments.rounds)
+            large = load("cuda", sparse_checkpoint("33.7B", Path(folder, "large")), four_bit=True)
+            measure("H200: load of 33.7B in 4 bits", large, lambda: CudaRecording(0), 3)
         return
     import transformers  # noqa: F401 - so that there are as many objects to search as in its users' tests
 
