@@ -34,6 +34,22 @@ def llama(checkpoint: Make) -> Path:
 
 
 @pytest.fixture
+def large_llama(checkpoint: Make) -> Path:
+    """33.7 billion parameters."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=22016,
+        num_hidden_layers=48,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=32000,
+    )
+    return checkpoint(config, dtype="float16", sparse=True)
+
+
+@pytest.fixture
 def opt(checkpoint: Make) -> Path:
     from transformers import OPTConfig
 
@@ -84,3 +100,9 @@ def test_opt(load: Load, opt: Path) -> None:
 @pytest.mark.max_peak("fp16_size")
 def test_opt_by_upstreams_own_limit(load: Load, opt: Path) -> None:
     load(opt, "float16", load_in_4bit=True)
+
+
+# The last: where it runs out of memory, the failure's traceback holds what was loaded by then.
+@pytest.mark.gpu_cap("32G")
+def test_63_gib_of_fp16_under_32(load: Load, large_llama: Path) -> None:
+    load(large_llama, "float16", load_in_4bit=True)
