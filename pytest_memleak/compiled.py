@@ -75,7 +75,7 @@ class Compiled:
                 *(source.read_text(encoding="utf-8") for source in (*self.sources, *self.headers)),
             )
         )
-        return _cache_folder(self.words) / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+        return cache_folder(self.words) / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
 
     def _command(self, compiler: list[str], output: str) -> list[str]:
         root = Path(torch.__file__).parent
@@ -131,7 +131,7 @@ class Compiled:
             built.unlink(missing_ok=True)
 
 
-def _cache_folder(words: str) -> Path:
+def cache_folder(words: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "pytest-memleak"
     try:
