@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -74,15 +74,20 @@ class Index:
 
 def prepare(chosen: argparse.Namespace) -> tuple[Uv, Known]:
     where = sources()
-    for path in filter(None, (chosen.json, getattr(chosen, "markdown", None))):
+    for path in _written(chosen):
         files.check_writable(path, "file of results")
     return Uv(find_uv(), where, Processes()), Index(where, chosen.python)
 
 
+def _written(chosen: argparse.Namespace) -> list[Path]:
+    return [path.absolute() for path in (chosen.json, getattr(chosen, "markdown", None)) if path]
+
+
 @contextmanager
-def workshop(chosen: argparse.Namespace, uv: Uv, cells: int) -> Iterator[Workshop]:
-    live = Live(sys.stderr, cells)
-    with terminations(), Workshop(uv, Store.in_cache(fresh=chosen.fresh), live, jobs(chosen), chosen.keep) as shop:
+def workshop(chosen: argparse.Namespace, uv: Uv, runs: int) -> Iterator[Workshop]:
+    live = Live(sys.stderr, runs)
+    store = Store.in_cache(fresh=chosen.fresh, written=frozenset(_written(chosen)))
+    with terminations(), Workshop(uv, store, live, jobs(chosen), chosen.keep) as shop:
         with live:
             yield shop
     if chosen.keep:
@@ -197,11 +202,6 @@ def columns() -> int:
 
 def complain(command: str, error: Exception) -> None:
     print(f"memleak {command}: {error}", file=sys.stderr)
-
-
-def arguments_of(chosen: argparse.Namespace) -> Sequence[str]:
-    said: Sequence[str] = chosen.pytest
-    return said
 
 
 def _jobs(text: str) -> int:

@@ -30,7 +30,9 @@ class NotMade(MemleakError):
 
 
 def find_uv() -> str:
-    """Beside this interpreter, in its package, or on the PATH."""
+    """The one that `UV` names (as it does in what uv runs), beside this interpreter, its package's, or on the PATH."""
+    if named := os.environ.get("UV"):
+        return named
     beside = Path(sys.executable).parent / "uv"
     if os.access(beside, os.X_OK):
         return str(beside)

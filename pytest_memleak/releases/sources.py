@@ -34,13 +34,14 @@ class Sources:
 
     def arguments(self) -> list[str]:
         """For uv. pip takes the best release of all its indexes, so uv is to do the same with them."""
-        if self.told_uv or self == Sources():
+        if self.told_uv:
             return []
         said = [word for place in self.find_links for word in ("--find-links", place)]
         if not self.indexes:
             return ["--no-index", *said]
         first, *others = self.indexes
-        said += ["--default-index", first]
+        # PyPI need not be told, and is not where a file of uv's names another.
+        said += [] if first == PYPI else ["--default-index", first]
         said += [word for index in others for word in ("--index", index)]
         return [*said, "--index-strategy", "unsafe-best-match"] if others else said
 

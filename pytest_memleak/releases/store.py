@@ -35,15 +35,17 @@ class Store:
     """None: nothing is kept."""
     fresh: bool = False
     """What is there is not used."""
+    written: frozenset[Path] = frozenset()
+    """What this call writes itself: no part of the tests, even if it lies among them."""
     problem: str = ""
     """Why something could not be kept."""
 
     @classmethod
-    def in_cache(cls, *, fresh: bool = False) -> Store:
+    def in_cache(cls, *, fresh: bool = False, written: frozenset[Path] = frozenset()) -> Store:
         try:
-            return cls(cache_folder("what has been run already") / "releases", fresh)
+            return cls(cache_folder("what has been run already") / "releases", fresh, written)
         except Unavailable as error:
-            return cls(None, fresh, str(error))
+            return cls(None, fresh, written, str(error))
 
     def get(self, run: Run) -> Outcome | None:
         path = self._path(run)
@@ -77,15 +79,15 @@ class Store:
                     path.unlink(missing_ok=True)
 
     def _path(self, run: Run) -> Path | None:
-        return None if self.folder is None else self.folder / f"{key(run)}.json"
+        return None if self.folder is None else self.folder / f"{key(run, self.written)}.json"
 
 
-def key(run: Run) -> str:
+def key(run: Run, written: frozenset[Path] = frozenset()) -> str:
     wanted = run.environment
     known = {
         "installed": [list(wanted.versions), list(wanted.requirements), wanted.python or platform.python_version()],
         "run": [list(run.arguments), run.timeout, run.attempt],
-        "tests": _tests(run),
+        "tests": _tests(run, written),
         "plugin": package.fingerprint(),
         "variables": sorted(
             (name, value) for name, value in os.environ.items() if name.startswith(("MEMLEAK_", "PYTEST_", "HF_"))
@@ -98,12 +100,12 @@ def key(run: Run) -> str:
 _digests: dict[Path, str] = {}
 
 
-def _tests(run: Run) -> str:
+def _tests(run: Run, written: frozenset[Path]) -> str:
     """All that tests may read and import below the folder that they run in. Read once: it is what the call is about."""
     folder = run.case.folder if run.case else Path.cwd()
     if folder not in _digests:
         digest = hashlib.sha256(str(folder).encode())
-        for count, path in enumerate(_below(folder)):
+        for count, path in enumerate(path for path in _below(folder) if path not in written):
             # Beyond that many, their times have to do.
             status = path.stat()
             data = path.read_bytes() if count < _MOST_FILES else f"{status.st_mtime_ns} {status.st_size}".encode()

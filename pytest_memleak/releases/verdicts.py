@@ -179,6 +179,8 @@ def last_line(output: str) -> str:
 
 
 def _telling(lines: Sequence[str]) -> str:
+    if usage := [line.partition(": error: ")[2] for line in lines if ": error: " in line]:
+        return usage[-1]  # what argparse says below the usage
     for start in ("E   ", "ERROR: ", "INTERNALERROR> "):
         if found := [line for line in lines if line.startswith(start)]:
             return found[-1].removeprefix(start).strip()
