@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_memleak.caches import cache_folder
 from pytest_memleak.cards.probe import accelerator_seen
-from pytest_memleak.compiled import cache_folder
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.releases import package
 from pytest_memleak.releases.cell import Cell, Outcome, Run
