@@ -46,7 +46,7 @@ def run(chosen: argparse.Namespace) -> tuple[str, int]:
         uv, known = trials.prepare(chosen)
         releases = _releases(chosen, known)
         asked = _Asked(chosen, releases)
-        with trials.workshop(chosen, uv, 0) as shop:
+        with trials.workshop(chosen, uv, None) as shop:
             asked.shop = shop
             try:
                 answer = bisect(releases, asked, fixed=Version(chosen.bad) < Version(chosen.good))
@@ -80,8 +80,6 @@ class _Asked:
         runs: list[Run] = [
             one_run({self._chosen.package: release}, self._chosen.pytest, base, attempt) for release, attempt in wanted
         ]
-        if isinstance(self.shop.tell, trials.Live):
-            self.shop.tell.more(len(runs))
         outcomes = self.shop.run(runs)
         self.outcomes += outcomes
         if self.shop.interrupted:

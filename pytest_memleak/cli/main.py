@@ -11,7 +11,7 @@ from importlib import metadata
 from pytest_memleak.cli import bisect, doctor, matrix, predict
 
 _TAKE_PYTEST = ("matrix", "bisect")
-_RUN = {"predict": predict.run, "matrix": matrix.run, "bisect": bisect.run}
+_RUN = {"doctor": doctor.run, "predict": predict.run, "matrix": matrix.run, "bisect": bisect.run}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,12 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said, for_pytest = said[:at], said[at + 1 :]
     chosen = _parser().parse_args(said)
     chosen.pytest = for_pytest
-    if chosen.command in _RUN:
+    try:
         text, status = _RUN[chosen.command](chosen)
-    else:
-        findings = doctor.examine()
-        text = doctor.as_json(findings) if chosen.json else doctor.as_text(findings)
-        status = doctor.exit_status(findings)
+    except KeyboardInterrupt:
+        print("memleak: interrupted", file=sys.stderr)
+        return 130  # as a shell has it
     try:
         if text:
             print(text, flush=True)

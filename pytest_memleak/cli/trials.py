@@ -27,7 +27,7 @@ from pytest_memleak.releases.sources import Sources, sources
 from pytest_memleak.releases.store import Store
 from pytest_memleak.releases.table import reason_in_words, verdict_in_words
 from pytest_memleak.report import files
-from pytest_memleak.wording import plural, shortened
+from pytest_memleak.wording import shortened
 
 FINE, NOT_FINE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -84,7 +84,7 @@ def _written(chosen: argparse.Namespace) -> list[Path]:
 
 
 @contextmanager
-def workshop(chosen: argparse.Namespace, uv: Uv, runs: int) -> Iterator[Workshop]:
+def workshop(chosen: argparse.Namespace, uv: Uv, runs: int | None) -> Iterator[Workshop]:
     live = Live(sys.stderr, runs)
     store = Store.in_cache(fresh=chosen.fresh, written=frozenset(_written(chosen)))
     with terminations(), Workshop(uv, store, live, jobs(chosen), chosen.keep) as shop:
@@ -128,9 +128,10 @@ def write(path: Path | None, data: bytes) -> bool:
 class Live:
     """A line for each cell that is done; on a terminal, below them, what is running."""
 
-    def __init__(self, stream: TextIO, runs: int) -> None:
+    def __init__(self, stream: TextIO, runs: int | None) -> None:
+        """`runs`: how many there will be, if that is known."""
         self._stream = stream
-        self._runs = runs
+        self._of = f"/{runs}" if runs is not None else ""
         self._done = 0
         self._running: dict[Versions, tuple[str, float]] = {}
         self._lock = threading.Lock()
@@ -150,9 +151,6 @@ class Live:
             self._ticking.join()
         self._erase()
 
-    def more(self, runs: int) -> None:
-        self._runs += runs
-
     def __call__(self, event: Event) -> None:
         with self._lock:
             if isinstance(event, Began):
@@ -162,7 +160,7 @@ class Live:
                 self._done += 1
                 self._erase()
                 for cell in event.cells:
-                    print(cell_line(cell, self._done, self._runs), file=self._stream, flush=True)
+                    print(cell_line(cell, f"[{self._done}{self._of}]"), file=self._stream, flush=True)
             self._draw()
 
     def _tick(self) -> None:
@@ -175,7 +173,7 @@ class Live:
             return
         now = time.monotonic()
         parts = [f"{in_words(which)}: {what} {now - since:.0f} s" for which, (what, since) in self._running.items()]
-        text = f"memleak: {self._done} of {plural(self._runs, 'run')} done · {' · '.join(parts)}"
+        text = f"memleak: [{self._done}{self._of}] {' · '.join(parts)}"
         print(f"\r\x1b[K{shortened(text, columns() - 1)}", end="", file=self._stream, flush=True)
         self._drawn = True
 
@@ -185,11 +183,11 @@ class Live:
             self._drawn = False
 
 
-def cell_line(cell: Cell, done: int, runs: int) -> str:
+def cell_line(cell: Cell, start: str) -> str:
     reason = reason_in_words(cell)
     where = f"{cell.case}: " if cell.case else ""
     stored = " [from an earlier call]" if cell.stored else ""
-    said = f"[{done}/{runs}] {where}{in_words(cell.versions)} {cell.test}: {verdict_in_words(cell)}"
+    said = f"{start} {where}{in_words(cell.versions)} {cell.test}: {verdict_in_words(cell)}"
     return f"{said}{f': {reason}' if reason else ''}{stored}"
 
 

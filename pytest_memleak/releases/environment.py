@@ -103,8 +103,8 @@ def told_by_uv(output: str) -> str:
         return f"the disk is full: {_plain(line)}"
     lines = output.splitlines()
     start = next((at for at, line in enumerate(lines) if line.lstrip().startswith(("error:", "×"))), 0)
-    told = [_plain(line) for line in lines[start:] if not line.lstrip().startswith(("warning:", "hint:"))]
-    return " ".join(filter(None, told))
+    end = next((at for at, line in enumerate(lines) if line.lstrip().startswith("hint:")), len(lines))
+    return " ".join(filter(None, map(_plain, lines[start:end])))
 
 
 def _plain(line: str) -> str:

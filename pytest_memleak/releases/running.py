@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_memleak.errors import Unavailable
 from pytest_memleak.releases import told
 from pytest_memleak.releases.cell import Began, Done, Environment, Event, Outcome, Run, not_run
 from pytest_memleak.releases.environment import DISK_IS_FULL, NotMade, Uv, without_this_python
@@ -41,12 +42,17 @@ class Workshop:
     _made: int = field(default=0, init=False)
 
     def __enter__(self) -> Workshop:
-        # A short name: tests may make sockets below it, whose paths have little room.
-        self.folder = Path(tempfile.mkdtemp(prefix="memleak-"))
+        try:
+            # A short name: tests may make sockets below it, whose paths have little room.
+            self.folder = Path(tempfile.mkdtemp(prefix="memleak-"))
+        except OSError as error:
+            raise Unavailable(f"there is no place for environments: {error}") from error
         try:
             self.wheel = make_wheel(self.folder)
-        except BaseException:
+        except BaseException as error:
             self.__exit__()
+            if isinstance(error, OSError):
+                raise Unavailable(f"there is no room for environments in {self.folder}: {error.strerror}") from error
             raise
         return self
 
@@ -136,7 +142,8 @@ class Workshop:
             cwd = folder / "empty"
             cwd.mkdir()
             (folder / "pytest.ini").write_text("[pytest]\n")
-            command += ["-c", str(folder / "pytest.ini"), f"--rootdir={run.case.folder}"]
+            command += ["-c", str(folder / "pytest.ini")]
+            command += [f"--rootdir={run.case.folder}", f"--confcutdir={run.case.folder}"]
         env = self._variables(run, python, temporary) | {told.PATH: str(lines)}
         ended = self.processes.run(command, cwd=cwd, env=env, timeout=run.timeout)
         if self.keep:

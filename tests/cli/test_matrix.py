@@ -204,6 +204,8 @@ def test_where_pip_is_told_to_look_uv_looks_too(project: Project) -> None:
 
 
 def test_a_case_tells_a_failure_that_is_expected_from_one_that_is_not(project: Project) -> None:
+    (project.folder.parent / "conftest.py").write_text("raise RuntimeError('none but one beside the test is read')")
+    project.write("[pytest]\naddopts = --no-such-option\n", "pytest.ini")
     project.write(
         "import fakelib\n"
         "def test_small():\n"
