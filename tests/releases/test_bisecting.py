@@ -25,7 +25,7 @@ class Fed:
         found: list[Verdict] = []
         for release, attempt in wanted:
             fed = self._verdicts[release]
-            found.append(fed if isinstance(fed, str) else fed[attempt - 1])  # type: ignore[arg-type]
+            found.append(fed if isinstance(fed, str) else fed[attempt - 1])
         return found
 
 
