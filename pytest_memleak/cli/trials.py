@@ -172,9 +172,12 @@ class Live:
         if not self._ticking or self._over.is_set() or not self._running:
             return
         now = time.monotonic()
+        start = f"memleak: [{self._done}{self._of}] "
+        # Each has its share of the line; the seconds at its end are what is seen to move.
+        room = (columns() - 1 - len(start)) // len(self._running) - len(" · ")
         parts = [f"{in_words(which)}: {what} {now - since:.0f} s" for which, (what, since) in self._running.items()]
-        text = f"memleak: [{self._done}{self._of}] {' · '.join(parts)}"
-        print(f"\r\x1b[K{shortened(text, columns() - 1)}", end="", file=self._stream, flush=True)
+        text = start + " · ".join(shortened(part, max(room, 12)) for part in parts)
+        print(f"\r\x1b[K{text[: columns() - 1]}", end="", file=self._stream, flush=True)
         self._drawn = True
 
     def _erase(self) -> None:

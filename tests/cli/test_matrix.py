@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import stat
@@ -115,6 +116,17 @@ def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Projec
     assert f"fakelib was imported from {project.folder}/fakelib.py" in done.stderr
 
 
+def test_what_lies_in_the_working_directory_or_on_the_path_is_not_in_the_way(project: Project) -> None:
+    for folder in (project.folder, project.folder / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        (folder / "fakelib.py").write_text("VERSION = (0,)\n")
+    (project.folder / "tests").mkdir()
+    project.write("import fakelib\n\ndef test_it():\n    assert fakelib.VERSION == (1, 5)\n", "tests/test_it.py")
+    project.env["PYTHONPATH"] += f"{os.pathsep}{project.folder / 'elsewhere'}"
+    done = project.memleak("matrix", "--vary", "fakelib==1.5", "--", "tests/test_it.py")
+    assert done.returncode == 0, done.stdout
+
+
 def test_one_that_takes_too_long_is_ended(project: Project) -> None:
     project.write("import threading\ndef test_long(): threading.Event().wait()\n")
     done = project.memleak(
@@ -204,14 +216,15 @@ def test_where_pip_is_told_to_look_uv_looks_too(project: Project) -> None:
 
 
 def test_a_case_tells_a_failure_that_is_expected_from_one_that_is_not(project: Project) -> None:
-    (project.folder.parent / "conftest.py").write_text("raise RuntimeError('none but one beside the test is read')")
+    project.write("raise RuntimeError('none but one beside the test is read')", "conftest.py")
     project.write("[pytest]\naddopts = --no-such-option\n", "pytest.ini")
+    (project.folder / "cases").mkdir()
     project.write(
         "import fakelib\n"
         "def test_small():\n"
         "    if fakelib.VERSION > (1, 4): raise RuntimeError('another one')\n"
         "    assert fakelib.VERSION < (1, 3)\n",
-        "my_case.py",
+        "cases/my_case.py",
     )
     project.write(
         """
@@ -222,9 +235,9 @@ def test_a_case_tells_a_failure_that_is_expected_from_one_that_is_not(project: P
         test = "my_case.py::test_small"
         fails_with = "< (1, 3)"
         """,
-        "my_case.toml",
+        "cases/my_case.toml",
     )
-    quick = project.memleak("matrix", "--case", "my_case.toml", "--quick", "--json", "out.json")
+    quick = project.memleak("matrix", "--case", "cases/my_case.toml", "--quick", "--json", "out.json")
     assert quick.returncode == 0, quick.stdout + quick.stderr
     assert [(c["versions"]["fakelib"], c["verdict"], c["expected"]) for c in project.data()["cells"]] == [
         ("1.1", "pass", "pass"),
@@ -233,7 +246,7 @@ def test_a_case_tells_a_failure_that_is_expected_from_one_that_is_not(project: P
     assert "fail (as expected)" in quick.stdout
     assert "2 cells: 1 pass, 1 fail; all as expected" in quick.stdout
 
-    full = project.memleak("matrix", "--case", "my_case.toml", "--json", "out.json")
+    full = project.memleak("matrix", "--case", "cases/my_case.toml", "--json", "out.json")
     assert full.returncode == 1
     cells = project.cells()
     assert list(cells) == ["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]
