@@ -104,7 +104,8 @@ def told_by_uv(output: str) -> str:
     lines = output.splitlines()
     start = next((at for at, line in enumerate(lines) if line.lstrip().startswith(("error:", "×"))), 0)
     end = next((at for at, line in enumerate(lines) if line.lstrip().startswith("hint:")), len(lines))
-    return " ".join(filter(None, map(_plain, lines[start:end])))
+    told = " ".join(filter(None, map(_plain, lines[start:end]))).removeprefix("error: ")
+    return re.sub(r":? (cause|Caused by): ", ": ", told)
 
 
 def _plain(line: str) -> str:

@@ -27,6 +27,8 @@ from pytest_memleak.report import files
 _DAYS = 7
 _READ = (".py", ".toml", ".ini", ".cfg", ".json")
 _MOST_FILES = 20_000
+_LARGE = 1024**2
+"""Bytes of a file that is data rather than a test: its time and size have to do."""
 
 
 @dataclass
@@ -79,7 +81,13 @@ class Store:
                     path.unlink(missing_ok=True)
 
     def _path(self, run: Run) -> Path | None:
-        return None if self.folder is None else self.folder / f"{key(run, self.written)}.json"
+        if self.folder is None:
+            return None
+        try:
+            return self.folder / f"{key(run, self.written)}.json"
+        except (Unavailable, OSError) as error:
+            self.problem = str(error)
+            return None
 
 
 def key(run: Run, written: frozenset[Path] = frozenset()) -> str:
@@ -106,9 +114,11 @@ def _tests(run: Run, written: frozenset[Path]) -> str:
     if folder not in _digests:
         digest = hashlib.sha256(str(folder).encode())
         for count, path in enumerate(path for path in _below(folder) if path not in written):
-            # Beyond that many, their times have to do.
+            if count == _MOST_FILES:
+                raise Unavailable(f"more than {count:,} files lie below {folder}, too many to tell whether one changes")
             status = path.stat()
-            data = path.read_bytes() if count < _MOST_FILES else f"{status.st_mtime_ns} {status.st_size}".encode()
+            large = status.st_size > _LARGE
+            data = f"{status.st_mtime_ns} {status.st_size}".encode() if large else path.read_bytes()
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + hashlib.sha256(data).digest())
         _digests[folder] = digest.hexdigest()
     return _digests[folder]

@@ -142,6 +142,17 @@ def test_uvs_trees_become_a_line() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "error: Failed to install: a.whl\n  Caused by: it is damaged\n",
+        "error: Failed to install: a.whl\n  cause: it is damaged\n",
+    ],
+)
+def test_causes_stand_behind_what_they_caused(said: str) -> None:
+    assert told_by_uv(said) == "Failed to install: a.whl: it is damaged"
+
+
 def case(*figures: Figure) -> Case:
     return Case("c", Path("c.toml"), "T", "lib", ("1.0",), ("2.0",), "c.py::t", fails_with="max_peak", figures=figures)
 
