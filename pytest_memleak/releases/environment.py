@@ -91,8 +91,11 @@ class Uv:
 
 def _json(said: str) -> list[dict[str, str]]:
     # Warnings stand before the document.
-    line = next((line for line in said.splitlines() if line.startswith("[")), "[]")
-    found: list[dict[str, str]] = json.loads(line)
+    line = next((line for line in said.splitlines() if line.startswith("[{")), "")
+    try:
+        found: list[dict[str, str]] = json.loads(line)
+    except ValueError as error:
+        raise NotMade(f"uv's list of what it installed cannot be read: {said[:200]!r}") from error
     return found
 
 

@@ -6,6 +6,7 @@ import base64
 import functools
 import json
 import platform
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -58,7 +59,7 @@ def releases(package: str, sources: Sources, python: str = "") -> list[Release]:
     python = python or platform.python_version()
     for place in (*sources.indexes, *sources.find_links):
         try:
-            files = _files(place, package, is_index=place in sources.indexes)
+            files = _files(place, package, sources.certificates, is_index=place in sources.indexes)
         except (OSError, ValueError) as error:
             reasons.append(f"{without_password(place)}: {_reason(error)}")
             continue
@@ -118,16 +119,16 @@ def _suits(requires: str, python: str) -> bool:
         return True  # old releases have some that nobody can read; whoever installs them decides
 
 
-def _files(place: str, package: str, *, is_index: bool) -> list[File]:
+def _files(place: str, package: str, certificates: str, *, is_index: bool) -> list[File]:
     folder = _local(place)
     if not is_index:
         if folder and folder.is_dir():
             return [File(path.name) for path in folder.iterdir()]
-        return _page(place)
+        return _page(place, certificates)
     name = canonicalize_name(package)
     if folder:
         return _html((folder / name / "index.html").read_text(encoding="utf-8"))
-    return _page(f"{place.rstrip('/')}/{name}/")
+    return _page(f"{place.rstrip('/')}/{name}/", certificates)
 
 
 def _local(place: str) -> Path | None:
@@ -137,13 +138,14 @@ def _local(place: str) -> Path | None:
 
 
 @functools.cache
-def _page(address: str) -> list[File]:
+def _page(address: str, certificates: str) -> list[File]:
     request = urllib.request.Request(without_password(address), headers={"Accept": _ACCEPT})
     who = urllib.parse.urlsplit(address)
     if who.username:
         words = f"{urllib.parse.unquote(who.username)}:{urllib.parse.unquote(who.password or '')}"
         request.add_header("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}")
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+    trusted = ssl.create_default_context(cafile=certificates or None)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT, context=trusted) as answer:
         body = answer.read().decode(answer.headers.get_content_charset() or "utf-8", "replace")
         is_json = answer.headers.get_content_type().endswith("+json")
     return _json(body) if is_json else _html(body)

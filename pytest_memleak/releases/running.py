@@ -136,7 +136,8 @@ class Workshop:
         lines, document = folder / "told", folder / "memleak.json"
         # The script and not -m, which would put the working directory before the environment's packages.
         command = [str(python), str(python.with_name("pytest")), *run.arguments]
-        command += ["-p", told.__name__, "-p", "no:cacheprovider", f"--memleak-json={document}"]
+        # Several at once must not write into one cache; without any, an ini file that names one would be an error.
+        command += ["-p", told.__name__, "-o", f"cache_dir={folder / 'cache'}", f"--memleak-json={document}"]
         cwd = Path.cwd()
         if run.case:
             cwd = folder / "empty"

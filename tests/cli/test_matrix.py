@@ -51,6 +51,7 @@ def test_every_cell_has_a_verdict_and_nothing_is_left_behind(project: Project) -
 
 def test_all_that_pass_have_status_0_and_each_test_its_own_cell(project: Project) -> None:
     project.write(SMALL)
+    project.write("[pytest]\ncache_dir = own\naddopts = --strict-config\n", "pytest.ini")
     done = project.memleak("matrix", "--vary", "fakelib<1.2", "--json", "out.json", "--", "-q", "test_it.py")
     assert done.returncode == 0, done.stdout + done.stderr
     tests = sorted((cell["versions"]["fakelib"], cell["test"]) for cell in project.data()["cells"])
@@ -206,6 +207,20 @@ exec {uv} "$@"
     assert cells["1.0"]["verdict"] == "pass"
     assert cells["1.1"]["verdict"] == "not-run"
     assert cells["1.1"]["reason"].startswith("no environment: the disk is full: Caused by: failed to copy file")
+
+
+def test_a_uv_that_says_nothing_is_no_environment(project: Project, tmp_path: Path) -> None:
+    wrapper = tmp_path / "uv"
+    wrapper.write_text("#!/bin/sh\nexit 0\n")
+    wrapper.chmod(0o755)
+    project.env["UV"] = str(wrapper)
+    done = project.memleak("matrix", "--vary", "fakelib==1.0", "--", "test_it.py")
+    assert done.returncode == 1
+    assert "no environment: uv's list of what it installed cannot be read: ''" in done.stderr
+    project.env["UV"] = str(tmp_path / "gone")
+    done = project.memleak("matrix", "--vary", "fakelib==1.0", "--", "test_it.py")
+    assert done.returncode == 1
+    assert f"no environment: {tmp_path}/gone cannot be run: No such file or directory" in done.stderr
 
 
 def test_where_pip_is_told_to_look_uv_looks_too(project: Project) -> None:
