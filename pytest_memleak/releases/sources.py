@@ -98,7 +98,7 @@ def pip_configuration() -> dict[str, str]:
 
 
 def _parsed(said: str) -> dict[str, str]:
-    """Lines such as ``global.find-links='/opt/wheels'``."""
+    """Lines such as ``global.find-links='/some/wheels'``."""
     sections = {"global": 0, "install": 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
     for line in said.splitlines():

@@ -123,7 +123,7 @@ def test_the_ends_of_a_search_are_taken_whatever_they_are() -> None:
 
 def test_pips_own_configuration_is_used_unless_uv_has_been_told() -> None:
     said = _parsed(
-        "global.find-links='/opt/wheels'\nglobal.extra-index-url='file:///a file:///b'\ninstall.index-url='https://c'\n"
+        "global.find-links='/some/wheels'\nglobal.extra-index-url='file:///a file:///b'\ninstall.index-url='https://c'\n"
         "global.index-url='https://d'\nglobal.odd=what?\n:env:.find-links='/other'\n"
     )
     assert said == {"find-links": "/other", "extra-index-url": "file:///a file:///b", "index-url": "https://c"}
