@@ -13,7 +13,8 @@ from pytest_memleak.cards.card import Card, choose
 from pytest_memleak.checks.peak import judge_peak
 from pytest_memleak.errors import BadInput, BudgetExceeded, Inconclusive
 from pytest_memleak.events.children import ChildWatch
-from pytest_memleak.meters.gauge import Reading, Window
+from pytest_memleak.meters.gauge import Window
+from pytest_memleak.meters.reading import Reading
 from pytest_memleak.plan import PeakBudget
 from pytest_memleak.records.record import Block, CheckResult
 from pytest_memleak.report.terminal import failure_text

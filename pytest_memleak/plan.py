@@ -25,6 +25,8 @@ class PeakBudget(Budget):
     device: str | int | None = None
     rank: int | None = None
     model: object = None
+    warmup: bool = True
+    """Whether what transformers' allocator warm-up asks for while it runs is counted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class LeakBudget(Budget):
     @property
     def runs(self) -> int:
         return self.warmups + self.repeat
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What is to become of transformers' allocator warm-up."""
+
+    expected: str
+    """``skipped``, ``fits`` or ``ran``."""
+    source: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Plan:
     host_peak: HostPeakBudget | None = None
     leak: LeakBudget | None = None
     cap: Cap | None = None
+    warmup: Warmed | None = None
     report: bool = False
     """Report mode: peak and leak are measured without any limit, and no limit fails the test."""
     cap_is_asked: bool = False
