@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.upstream.patches import Patch, Unrecognised
+from pytest_memleak.upstream.patches import Patch, Unrecognised, unpatched
 
 
 class Base:
@@ -125,6 +125,25 @@ def test_somebody_elses_replacement_is_told_and_undone(monkeypatch: pytest.Monke
     with pytest.warns(RuntimeWarning, match=r"Base\.static was replaced by somebody else"):
         patch.__exit__(None, None, None)
     assert vars(Base)["static"] is before
+
+
+def test_a_patch_on_somebody_elses_replacement_gives_that_back() -> None:
+    before = vars(Base)["static"]
+    with Patch(Base, "static", marking("a")):
+        below = vars(Base)["static"]
+        foreign = staticmethod(lambda value: "foreign")
+        Base.static = foreign  # type: ignore[method-assign]
+        with Patch(Base, "static", marking("b")):
+            assert Base.static("x") == "b(foreign)"
+        assert vars(Base)["static"] is foreign
+        Base.static = below  # type: ignore[method-assign]
+    assert vars(Base)["static"] is before
+
+
+def test_what_was_there_before_all_patches() -> None:
+    assert unpatched(Base, "static") == Base.static
+    with Patch(Base, "static", marking("a")), Patch(Base, "static", marking("b")):
+        assert unpatched(Base, "static").__func__("x") == "static x"
 
 
 def test_threads_that_come_and_go_leave_nothing_behind() -> None:
