@@ -1,7 +1,7 @@
 """How much room a device has for one more request: what it has in all, what the process may take, what is free.
 
-Read past whatever a program is told of its card: a cap that nobody is told of counts as well, and so does one that the
-program has set itself.
+The limit of the process counts, which `mem_get_info` does not tell: that of a cap which nobody is told of, and one that
+the program has set itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from pytest_memleak.plan import Cap
-from pytest_memleak.upstream.patches import unpatched
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,19 @@ class Room:
 def of_allocator(
     *, free: int, total: int, limit: int | None, allocated: int, reserved: int, cap: Cap | None = None
 ) -> Room:
-    """`free` and `total` as the driver has them, `limit` what the allocator may reserve, `cap` the test's."""
+    """`free`, `total` and `limit` (what the allocator may reserve) as a program reads them; `cap` is the test's."""
     unused = reserved - allocated
-    if cap is not None and cap.free is not None and limit is not None and limit < cap.bytes:
-        # Somebody else occupies the rest: that is what the limit stands for, and the card is as big as the cap.
-        free, limit = min(free, max(0, limit - reserved)), cap.bytes
-    if cap is not None and cap.told:
-        total = cap.bytes
-        free = free if limit is None else min(free, max(0, limit - reserved))
+    if cap is not None:
+        if cap.free is not None and not cap.told and limit is not None and limit < cap.bytes:
+            # Somebody else occupies the rest: that is what the limit stands for, and the card is as big as the cap.
+            free, limit = min(free, max(0, limit - reserved)), cap.bytes
+        limit = min(limit or cap.bytes, cap.bytes)
     return Room(total, limit, allocated, free + unused)
 
 
-def of_cuda(index: int, cap: Cap | None) -> Room:
-    """Of a real device of CUDA or ROCm."""
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    free, total = unpatched(runtime, "cudaMemGetInfo")(index)
+def of_cuda(index: int, cap: Cap | None = None) -> Room:
+    """Of a device of CUDA or ROCm, real or simulated."""
+    free, total = torch.cuda.mem_get_info(index)
     return of_allocator(
         free=free,
         total=total,
@@ -62,6 +59,11 @@ def of_cuda(index: int, cap: Cap | None) -> Room:
         reserved=torch.cuda.memory_reserved(index),
         cap=cap,
     )
+
+
+def room_of(device: torch.device) -> Room | None:
+    """As a program finds it, which knows of no test's cap."""
+    return of_cuda(device.index) if device.type == "cuda" else of_other(device.type, device.index)
 
 
 def of_other(kind: str, index: int) -> Room | None:
@@ -82,4 +84,4 @@ def _limit(module: object, index: int, total: int) -> int | None:
     if asked is None:
         return None  # a torch whose limit cannot be read
     fraction = float(asked(index))
-    return int(fraction * total) if fraction < 1 else None
+    return round(fraction * total) if fraction < 1 else None

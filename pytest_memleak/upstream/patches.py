@@ -142,13 +142,5 @@ class Patch:
         return type(found)(made) if isinstance(found, classmethod | staticmethod) else made
 
 
-def unpatched(owner: Any, name: str) -> Any:
-    """The attribute as it was found by the first of the patches on it."""
-    with _lock:
-        site = _sites.get((id(owner), name))
-        below = site.layers[0].below if site is not None else _ABSENT
-    return getattr(owner, name) if below is _ABSENT else below
-
-
 def _function(found: Any) -> Any:
     return found.__func__ if isinstance(found, classmethod | staticmethod) else found

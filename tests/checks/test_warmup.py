@@ -124,23 +124,26 @@ def test_what_the_allocator_holds_unused_is_free() -> None:
     assert (found.free, found.under_cap, found.bytes) == (22 * GIB, None, 22 * GIB)
 
 
-@pytest.mark.parametrize(
-    ("cap", "limit", "expected"),
-    [
-        # One that nobody is told of, and one that the program has set itself: the card stays as big as it is.
-        (Cap(16 * GIB, "here", told=False), 16 * GIB, Room(24 * GIB, 16 * GIB, GIB, 22 * GIB)),
-        (None, 16 * GIB, Room(24 * GIB, 16 * GIB, GIB, 22 * GIB)),
-        # A card that is that big.
-        (Cap(16 * GIB, "here"), 16 * GIB, Room(16 * GIB, 16 * GIB, GIB, 15 * GIB)),
-        # Somebody else has the rest of it: 9 GiB may be reserved, 3 of them are.
-        (Cap(16 * GIB, "here", free=6 * GIB), 9 * GIB, Room(16 * GIB, 16 * GIB, GIB, 8 * GIB)),
-        (Cap(16 * GIB, "here", told=False, free=6 * GIB), 9 * GIB, Room(24 * GIB, 16 * GIB, GIB, 8 * GIB)),
-    ],
-)
-def test_the_room_of_a_capped_card(cap: Cap | None, limit: int, expected: Room) -> None:
-    found = of_allocator(limit=limit, cap=cap, **FACTS)
-    assert found == expected
-    assert found.bytes == min(limit - GIB, 22 * GIB)
+def test_caps_that_nobody_is_told_of() -> None:
+    """The card stays as big as it is."""
+    expected = Room(24 * GIB, 16 * GIB, GIB, 22 * GIB)
+    assert of_allocator(limit=16 * GIB, cap=Cap(16 * GIB, "here", told=False), **FACTS) == expected
+    assert of_allocator(limit=16 * GIB, **FACTS) == expected  # the program has set it itself
+    assert expected.bytes == 15 * GIB
+
+
+def test_a_card_that_is_occupied_by_somebody_else() -> None:
+    """9 GiB may be reserved, 3 of them are: 6 are free, and 2 that are held unused."""
+    untold = of_allocator(limit=9 * GIB, cap=Cap(16 * GIB, "here", told=False, free=6 * GIB), **FACTS)
+    assert untold == Room(24 * GIB, 16 * GIB, GIB, 8 * GIB)
+    read = FACTS | {"total": 16 * GIB, "free": 6 * GIB}
+    told = of_allocator(limit=None, cap=Cap(16 * GIB, "here", free=6 * GIB), **read)
+    assert told == Room(16 * GIB, 16 * GIB, GIB, 8 * GIB)
+    assert told.bytes == untold.bytes == 8 * GIB
+
+
+def test_the_program_may_take_less_of_its_cap() -> None:
+    assert of_allocator(limit=4 * GIB, cap=Cap(16 * GIB, "here"), **FACTS | {"total": 16 * GIB}).bytes == 3 * GIB
 
 
 def reading() -> Reading:

@@ -25,7 +25,9 @@ GIB = 1024**3
 def load(checkpoint, layers=0, device_map="cuda:0"):
     from transformers import AutoModelForCausalLM, LlamaConfig
     size = 4096 if layers else 256
-    config = LlamaConfig(hidden_size=size, num_hidden_layers=layers or 1, intermediate_size=11008, num_attention_heads=32)
+    config = LlamaConfig(
+        hidden_size=size, num_hidden_layers=layers or 1, intermediate_size=11008, num_attention_heads=32
+    )
     folder = checkpoint(config, dtype="float16", sparse=True)
     return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float16, device_map=device_map)
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.upstream.patches import Patch, Unrecognised, unpatched
+from pytest_memleak.upstream.patches import Patch, Unrecognised
 
 
 class Base:
@@ -138,12 +138,6 @@ def test_a_patch_on_somebody_elses_replacement_gives_that_back() -> None:
         assert vars(Base)["static"] is foreign
         Base.static = below  # type: ignore[method-assign]
     assert vars(Base)["static"] is before
-
-
-def test_what_was_there_before_all_patches() -> None:
-    assert unpatched(Base, "static") == Base.static
-    with Patch(Base, "static", marking("a")), Patch(Base, "static", marking("b")):
-        assert unpatched(Base, "static").__func__("x") == "static x"
 
 
 def test_threads_that_come_and_go_leave_nothing_behind() -> None:

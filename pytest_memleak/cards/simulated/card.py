@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.capping import enforced
-from pytest_memleak.cards.room import Room, of_allocator
+from pytest_memleak.cards.room import Room, of_cuda
 from pytest_memleak.cards.simulated.features import reason_of
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.profiles import MOST_MEMORY
@@ -47,15 +47,7 @@ class SimulatedCard:
         return [simulated(made.allocator(index), made.unknowns, made.margins) for index in range(len(made.cards))]
 
     def room(self, index: int, cap: Cap | None) -> Room | None:
-        allocator = self._simulation.allocator(index)
-        return of_allocator(
-            free=allocator.free_on_card,
-            total=allocator.total,
-            limit=allocator.cap,
-            allocated=allocator.allocated,
-            reserved=allocator.reserved,
-            cap=cap,
-        )
+        return of_cuda(index, cap)
 
     def recordings(self) -> list[Recording]:
         return [SimulatedRecording(self._simulation, index) for index in range(len(self._simulation.cards))]
