@@ -13,7 +13,7 @@ import inspect
 import math
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any
@@ -179,7 +179,7 @@ class WarmupSpy:
         return caching_allocator_warmup
 
 
-def device_map_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def device_map_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Of a call of the warm-up: the second parameter, whatever comes after it. Without one, an empty map."""
     if "expanded_device_map" in kwargs:
         return kwargs["expanded_device_map"]
