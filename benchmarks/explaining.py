@@ -4,13 +4,15 @@
     python benchmarks/explaining.py --gpu           # where a GPU is
 
 Each workload runs with nothing recorded (`never`), with large blocks (`auto`) and with all of them (`always`), in turn,
-several times; the best of each counts.
+several times; the best of each counts, and beside it the median.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,16 +74,23 @@ def _done(device: str) -> None:
 
 
 def measure(name: str, run: Callable[[], None], make: Callable[[], Recording], rounds: int) -> None:
+    """The modes in turn, and each round begins with another one: what the machine does meanwhile falls on all alike."""
     run()
-    best = dict.fromkeys(MODES, float("inf"))
-    for _ in range(rounds):
-        for mode, smallest in MODES.items():
-            with recorded(make, smallest):
+    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for number in range(rounds):
+        modes = list(MODES)
+        for mode in modes[number % 3 :] + modes[: number % 3]:
+            gc.collect()  # models are cycles: their memory is to be free before the clock starts
+            with recorded(make, MODES[mode]):
                 start = time.perf_counter()
                 run()
-                best[mode] = min(best[mode], time.perf_counter() - start)
-    ratios = ", ".join(f"{mode} ×{best[mode] / best['never']:.3f}" for mode in ("auto", "always"))
-    print(f"{name:<44} {best['never'] * 1000:9.2f} ms; {ratios}", flush=True)
+                seconds[mode].append(time.perf_counter() - start)
+    ratios = ", ".join(
+        f"{mode} ×{min(seconds[mode]) / min(seconds['never']):.3f} (median "
+        f"×{statistics.median(seconds[mode]) / statistics.median(seconds['never']):.3f})"
+        for mode in ("auto", "always")
+    )
+    print(f"{name:<44} {min(seconds['never']) * 1000:9.2f} ms; {ratios}", flush=True)
 
 
 @contextlib.contextmanager
@@ -99,11 +108,12 @@ def recorded(make: Callable[[], Recording], smallest: int | None) -> Iterator[No
         recording.watch(None)
 
 
+def below(depth: int, run: Callable[[], Any]) -> Any:
+    return run() if not depth else below(depth - 1, run)
+
+
 def one_operation(make: Callable[[], Recording]) -> None:
     """What the ledger takes for one allocation and its release, twelve calls deep."""
-
-    def below(depth: int, run: Callable[[], Any]) -> Any:
-        return run() if not depth else below(depth - 1, run)
 
     def run() -> float:
         x, count = torch.ones(16), 20_000
@@ -118,6 +128,40 @@ def one_operation(make: Callable[[], Recording]) -> None:
     with_it = min(below(12, run) for _ in range(5))
     recording.end()
     print(f"{'one small operation on the CPU':<44} {without * 1e6:9.2f} µs; always +{(with_it - without) * 1e6:.2f} µs")
+
+
+def one_block(depth: int) -> None:
+    """What CUDA's history takes for one block, so many calls deep: a load has a few thousand, thirty calls deep."""
+    from pytest_memleak.events.cuda_history import CudaRecording
+
+    def run() -> float:
+        count = 5000
+        start = time.perf_counter()
+        for _ in range(count):
+            torch.empty(1024, device="cuda")
+        return (time.perf_counter() - start) / count
+
+    without = min(below(depth, run) for _ in range(5))
+    recording = CudaRecording(0)
+    recording.begin(0)
+    with_it = min(below(depth, run) for _ in range(5))
+    recording.end()
+    told = f"one block on the card, {depth} calls deep"
+    print(f"{told:<44} {without * 1e6:9.2f} µs; always +{(with_it - without) * 1e6:.2f} µs", flush=True)
+
+
+def blocks_of(run: Callable[[], None]) -> None:
+    """How many blocks a run asks for."""
+    from pytest_memleak.events.cuda_history import CudaRecording, snapshot
+
+    recording = CudaRecording(0)
+    recording.begin(0)
+    run()
+    taken = snapshot()
+    recording.end()
+    assert taken is not None
+    events = [entry["action"] for entry in taken["device_traces"][0]]
+    print(f"{'':<44} {events.count('alloc'):,} blocks", flush=True)
 
 
 KEPT: dict[str, list[torch.Tensor]] = {}
@@ -152,12 +196,17 @@ def main() -> None:
         measure("H200: training, 4096 wide", training("cuda", 4096, 4096), lambda: CudaRecording(0), arguments.rounds)
         with tempfile.TemporaryDirectory() as folder:
             small = sparse_checkpoint("1.1B", Path(folder, "small"))
+            one_block(12)
+            one_block(40)
             # So short that the machine's spread is larger than what is looked for: many rounds.
             measure("H200: load of 1.1B", load("cuda", small), lambda: CudaRecording(0), 4 * arguments.rounds)
+            blocks_of(load("cuda", small))
             four_bit = load("cuda", small, four_bit=True)
-            measure("H200: load of 1.1B in 4 bits", four_bit, lambda: CudaRecording(0), arguments.rounds)
+            measure("H200: load of 1.1B in 4 bits", four_bit, lambda: CudaRecording(0), 4 * arguments.rounds)
+            blocks_of(four_bit)
             large = load("cuda", sparse_checkpoint("33.7B", Path(folder, "large")), four_bit=True)
-            measure("H200: load of 33.7B in 4 bits", large, lambda: CudaRecording(0), 3)
+            measure("H200: load of 33.7B in 4 bits", large, lambda: CudaRecording(0), arguments.rounds)
+            blocks_of(large)
         return
     import transformers  # noqa: F401 - so that there are as many objects to search as in its users' tests
 

@@ -1,8 +1,8 @@
 """Tests state what memory they may use; this package holds them to it.
 
-Beside the markers and fixtures that pytest knows, three things serve code without either:
-`with pytest_memleak.measure("load") as load: …`, `pytest_memleak.watch(model)`, and
-`pytest_memleak.predict(program, card="24G")`.
+Beside the markers and fixtures that pytest knows, four things serve code without either:
+`with pytest_memleak.measure("load") as load: …`, `pytest_memleak.watch(model)`,
+`pytest_memleak.predict(program, card="24G")`, and `pytest_memleak.fixes.apply("four_bit_load")`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pytest_memleak import fixes
+
 if TYPE_CHECKING:
     from torch import nn
 
     from pytest_memleak.blocks import Measured
     from pytest_memleak.prediction import PredictedCard, Prediction
 
-__all__ = ["measure", "predict", "watch"]
+__all__ = ["fixes", "measure", "predict", "watch"]
 
 
 def measure(name: str, *, of: str = "allocated") -> Measured:

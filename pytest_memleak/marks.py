@@ -25,6 +25,7 @@ from pytest_memleak.plan import (
     LeakBudget,
     PeakBudget,
     Plan,
+    Upstream,
     Warmed,
 )
 from pytest_memleak.records.record import Term
@@ -35,7 +36,7 @@ LEAK_KINDS = ("allocated", "requested", "reserved", "host")
 
 WARM_UPS = ("skipped", "fits", "ran")
 
-Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | None
+Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | Upstream | None
 
 
 def max_peak(
@@ -119,6 +120,42 @@ def allocator_warmup(expected: str) -> Callable[[str], Part]:
     return lambda source: Warmed(expected, source)
 
 
+def memleak_fix(*names: str) -> Callable[[str], Part]:
+    """While the test runs, upstream is mended by the reference fixes of these NAMES, where it needs that."""
+    _known_fixes(names, "memleak_fix")
+    return lambda source: Upstream(names, source)
+
+
+def memleak_bug(*names: str, flavour: str | None = None) -> Callable[[str], Part]:
+    """While the test runs, upstream has the bugs of these NAMES, whatever its release: to see a test fail.
+
+    flavour: which of the ways in which upstream had it, where there were several.
+    """
+    _known_fixes(names, "memleak_bug")
+    if flavour is not None:
+        if len(names) > 1:
+            raise BadInput(f"flavour={flavour!r} of which? One name goes with a flavour")
+        _check_flavour(names[0], flavour)
+    return lambda source: Upstream(names, source, flavour)
+
+
+def _known_fixes(names: tuple[str, ...], marker: str) -> None:
+    from pytest_memleak import fixes
+
+    known = fixes.names()
+    if not names:
+        raise BadInput(f"of which? Write {marker}({known[0]!r}); there are {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise BadInput(f"there is no fix {name!r}; there are {', '.join(known)}")
+
+
+def _check_flavour(name: str, flavour: str) -> None:
+    from pytest_memleak import fixes
+
+    fixes.find(name).flavour(flavour)
+
+
 def memleak_off() -> Callable[[str], Part]:
     """No default limit from flags, environment or ini applies to this test; its own markers do."""
     return lambda source: None
@@ -130,6 +167,8 @@ MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (
     max_leak,
     gpu_cap,
     allocator_warmup,
+    memleak_fix,
+    memleak_bug,
     memleak_off,
 )
 NAMES = tuple(marker.__name__ for marker in MARKERS)
@@ -164,6 +203,8 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
         leak=parts["max_leak"],  # type: ignore[arg-type]
         warmup=parts["allocator_warmup"],  # type: ignore[arg-type]
         cap=cap,  # type: ignore[arg-type]
+        bugs=parts["memleak_bug"],  # type: ignore[arg-type]
+        fixes=parts["memleak_fix"],  # type: ignore[arg-type]
         report=settings.reporting,
         cap_is_asked=own_cap is not None,
         marked=marked,

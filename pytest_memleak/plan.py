@@ -67,6 +67,15 @@ class Cap:
 
 
 @dataclass(frozen=True)
+class Upstream:
+    """What the test's libraries are made to be while it runs: names of fixes, or of bugs that are put back."""
+
+    names: tuple[str, ...]
+    source: str
+    flavour: str | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything to be watched during one test."""
 
@@ -75,6 +84,8 @@ class Plan:
     leak: LeakBudget | None = None
     cap: Cap | None = None
     warmup: Warmed | None = None
+    bugs: Upstream | None = None
+    fixes: Upstream | None = None
     report: bool = False
     """Report mode: peak and leak are measured without any limit, and no limit fails the test."""
     cap_is_asked: bool = False

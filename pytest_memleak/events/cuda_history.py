@@ -1,8 +1,9 @@
 """What CUDA tensors take at their peak, by the place that allocated them: from the history that the allocator keeps.
 
-The history costs a fifth on loops of small kernels, so it is kept where everything is to be recorded, and not else. Who
-holds what is looked up when an allocation is refused, and by a thread that reads the level every few milliseconds. This
-file touches torch's private API; checked on torch 2.11.
+The history costs 1.4 µs a block: a tenth to a fifth of a loop of small kernels, and of a load nothing that could be
+measured. So it is kept where everything is to be recorded, and not else. Who holds what is looked up when an allocation
+is refused, and by a thread that reads the level every few milliseconds. This file touches torch's private API; checked
+on torch 2.11.
 """
 
 from __future__ import annotations

@@ -182,6 +182,9 @@ class MeasuredTests:
             if test.explanation and report.failed:
                 report.sections.append(("memleak", test.explanation))
                 test.explanation = ""
+            if report.failed and test.upstream.notes:
+                # Whoever reads the failure must know that these are not the libraries as they are installed.
+                report.sections.append(("memleak", "\n".join(test.upstream.notes)))
             if call.when == "teardown":
                 self._amend_call_report(test)
                 setattr(report, RECORD, test.record().as_json())

@@ -19,6 +19,7 @@ from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.progress import LiveLine, TestProgress
 from pytest_memleak.hooks.refusals import ExpectedRefusals
 from pytest_memleak.hooks.snapshots import Snapshot
+from pytest_memleak.hooks.upstream import PatchedUpstream
 from pytest_memleak.measurement import Measurement
 from pytest_memleak.meters.timeline import INTERVAL, SELDOM
 from pytest_memleak.plan import Plan
@@ -62,6 +63,7 @@ class RunningTest:
         )
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
+        self.upstream = PatchedUpstream(plan)
         self.snapshot = Snapshot(item)
         self.explaining = Explaining(self, explain, shown)
         self.results: list[CheckResult] = []
@@ -85,6 +87,7 @@ class RunningTest:
         self.item.stash[ATTEMPTS] = self.item.stash.get(ATTEMPTS, 0) + 1
         self.names.begin()
         self.expected.begin()
+        self.upstream.begin()  # before the windows open: what it imports is not the test's
         self.measurement.begin()
         self.explaining.begin()
         self._watching = True
@@ -187,6 +190,7 @@ class RunningTest:
         self.measurement.close()
         if self.live is not None:
             self.live.hide()
+        self.upstream.end()
         self.expected.end()
         self.names.end()
 
@@ -223,7 +227,7 @@ class RunningTest:
             blocks=tuple(self.blocks),
             worker=worker_id(self.item.config),
             attempt=self.item.stash[ATTEMPTS],
-            notes=(*self.card.remarks(), *self.snapshot.notes),
+            notes=(*self.upstream.notes, *self.card.remarks(), *self.snapshot.notes),
             duration=time.perf_counter() - self._started,
             timelines=self.measurement.timeline.timelines({result.device for result in self.results}),
         )

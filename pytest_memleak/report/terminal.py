@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.collected import Collected, Totals
-from pytest_memleak.records.record import CardInfo, CheckResult, Limit, TestRecord
+from pytest_memleak.records.record import CheckResult, Limit, TestRecord
 from pytest_memleak.report.table import provenance, rows, table
 from pytest_memleak.report.tighten import Tightening, tightenings
 from pytest_memleak.wording import LET_GO, card_line, exact, plural, shortened, sum_line
@@ -52,7 +52,7 @@ def summary_lines(collected: Collected, *, mode: str, verbosity: int, width: int
             *_let_go(records, width, f"{TITLE}: "),
             *_silent(collected, width),
         ]
-    told = [record for record in records if record.results or (record.card and _worth_telling(record.card))]
+    told = [record for record in records if _worth_telling(record)]
     if not told:
         return _silent(collected, width)
     return [
@@ -66,8 +66,10 @@ def summary_lines(collected: Collected, *, mode: str, verbosity: int, width: int
     ]
 
 
-def _worth_telling(card: CardInfo) -> bool:
-    return card.cap is not None or card.backend == "simulated"
+def _worth_telling(record: TestRecord) -> bool:
+    card = record.card
+    on_a_card_of_its_own = card is not None and (card.cap is not None or card.backend == "simulated")
+    return bool(record.results or record.notes or on_a_card_of_its_own)
 
 
 def _explained(result: CheckResult, width: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ import torch
 from pytest_memleak.cards.simulated.card import SimulatedCard
 from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.fixes.warmup_guard import bug, fixed
+from pytest_memleak.fixes.warmup_guard import FIX
 from pytest_memleak.plan import Cap
 from pytest_memleak.warming import spy_on
 from tests.cards.simulated.conftest import simulation  # noqa: F401 – a fixture
@@ -50,14 +50,14 @@ def test_a_cap_on_the_target_and_none_on_the_current_device(cards: SimulatedCard
     torch.cuda.set_device(0)
     with pytest.raises(torch.OutOfMemoryError):
         asked(cards, "cuda:1")
-    with fixed():
+    with FIX.fixed():
         assert asked(cards, "cuda:1") == {}
         assert asked(cards, "cuda:0")["cuda:0"] > 12 * GIB
 
 
 def test_little_is_free(cards: SimulatedCard) -> None:
     neighbour = torch.empty(73 * GIB, dtype=torch.uint8, device="cuda:0")
-    with fixed():
+    with FIX.fixed():
         assert asked(cards) == {}
         assert set(asked(cards, layers=4)) == {"cuda:0"}
     del neighbour
@@ -65,7 +65,7 @@ def test_little_is_free(cards: SimulatedCard) -> None:
 
 def test_where_it_fits_of_several(cards: SimulatedCard) -> None:
     torch.cuda.set_per_process_memory_fraction(0.05, 0)
-    with fixed():
+    with FIX.fixed():
         split = asked(cards, lambda name: "cuda:1" if "layers.1" in name else "cpu" if "embed" in name else "cuda:0")
     assert set(split) == {"cuda:1"}
 
@@ -74,14 +74,15 @@ def test_a_card_that_is_told_its_size(cards: SimulatedCard) -> None:
     """The process's limit is what makes it that big, and must not be taken off a second time."""
     for free, kept in ((None, True), (6 * GIB, False)):
         cap = Cap(24 * GIB, "a test", free=free)
-        with cards.capped(cap), fixed():
+        with cards.capped(cap), FIX.fixed():
             assert bool(asked(cards, cap=cap)) is kept
+            torch.cuda.empty_cache()
             assert asked(cards, layers=4, cap=cap)
 
 
 def test_a_card_of_less_than_is_left_free(cards: SimulatedCard) -> None:
     cap = Cap(GIB, "a test")
-    with cards.capped(cap), fixed():
+    with cards.capped(cap), FIX.fixed():
         assert asked(cards, layers=1, cap=cap) == {}
 
 
@@ -89,7 +90,7 @@ def test_the_guard_on_the_spied_function_and_the_spy_on_the_guarded_one(cards: S
     torch.cuda.set_per_process_memory_fraction(0.1, 0)
     made = model()
     places = dict.fromkeys((name for name, _ in made.named_parameters()), "cuda:0")
-    with spy_on(cards, None) as outside, fixed(), spy_on(cards, None) as inside:
+    with spy_on(cards, None) as outside, FIX.fixed(), spy_on(cards, None) as inside:
         modeling.caching_allocator_warmup(made, places, None)
     assert outside.asks == inside.asks == []
     assert inside.warmups
@@ -99,9 +100,9 @@ def test_the_guard_on_the_spied_function_and_the_spy_on_the_guarded_one(cards: S
 def test_the_bug_is_put_back_where_a_release_has_none(cards: SimulatedCard) -> None:
     cap = Cap(24 * GIB, "a test", free=6 * GIB)
     with cards.capped(cap):
-        with bug(), pytest.raises(torch.OutOfMemoryError):
+        with FIX.bug(), pytest.raises(torch.OutOfMemoryError):
             asked(cards, cap=cap)
-        with bug(), fixed():
+        with FIX.bug(), FIX.fixed():
             assert asked(cards, cap=cap) == {}
         if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 2):
             assert 0 < asked(cards, cap=cap)["cuda:0"] < 6 * GIB

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_memleak.fixes.class_source import UnknownDecorator, resolvable
+from pytest_memleak.fixes._class_source import UnknownDecorator, resolvable
 
 SOURCE = textwrap.dedent(
     '''
@@ -60,7 +60,8 @@ def test_what_can_be_resolved_is_used() -> None:
     class utils:
         @staticmethod
         def use_kernel_forward_from_hub(name: str) -> Any:
-            return lambda function: used.append(name) or function
+            used.append(name)
+            return lambda function: function
 
     namespace: dict[str, Any] = {"torch": torch, "utils": utils, "use_experts_implementation": lambda cls: cls}
     rewritten = resolvable(SOURCE, namespace)

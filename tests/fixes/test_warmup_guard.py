@@ -12,8 +12,9 @@ import torch
 
 from pytest_memleak.cards.room import Room
 from pytest_memleak.errors import BadInput
-from pytest_memleak.fixes import warmup_guard
-from pytest_memleak.fixes.warmup_guard import RESERVE, SMALL_CARD, VARIABLES, fits, fixed, is_guarded, mode
+from pytest_memleak.fixes import _warmups
+from pytest_memleak.fixes._warmups import fits, is_guarded
+from pytest_memleak.fixes.warmup_guard import FIX, RESERVE, SMALL_CARD, VARIABLES, mode
 from tests.alone import run_alone
 
 modeling: Any = pytest.importorskip("transformers.modeling_utils")
@@ -56,7 +57,7 @@ def test_ours_comes_before_the_others() -> None:
 @pytest.mark.parametrize("name", VARIABLES)
 def test_what_cannot_be_read_is_said_before_any_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "maybe")
-    with pytest.raises(BadInput, match=rf"{name}='maybe' is not one of .*on.*off.*auto"), fixed():
+    with pytest.raises(BadInput, match=rf"{name}='maybe' is not one of .*on.*off.*auto"), FIX.fixed():
         pass
 
 
@@ -68,8 +69,13 @@ class Calls:
         self.asked: list[torch.device] = []
         monkeypatch.setattr(modeling, "caching_allocator_warmup", self.note)
         monkeypatch.setattr(modeling, "get_total_byte_count", self.count, raising=False)
-        monkeypatch.setattr(warmup_guard, "room_of", lambda device: self.asked.append(device) or rooms[device])
+        monkeypatch.setattr(_warmups, "room_of", self.room)
+        self.rooms = rooms
         monkeypatch.setattr("pytest_memleak.upstream.targets._kind", lambda: "cuda")
+
+    def room(self, device: torch.device) -> Room | None:
+        self.asked.append(device)
+        return self.rooms[device]
 
     def note(self, model: object, expanded_device_map: object, *more: object, **named: object) -> None:
         self.maps.append(expanded_device_map)
@@ -107,7 +113,7 @@ DECISIONS = {
 @pytest.mark.parametrize(("there", "need", "kept"), DECISIONS.values(), ids=DECISIONS)
 def test_when_a_warm_up_is_kept(there: Room | None, need: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch, {FIRST: there})
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup({"a": need}, {"a": "cuda:0"}, None)
     assert calls.maps == ([{"a": "cuda:0"}] if kept else [])
 
@@ -116,7 +122,7 @@ def test_when_a_warm_up_is_kept(there: Room | None, need: float, kept: bool, mon
 def test_the_target_decides_and_not_the_current_device(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     calls = Calls(monkeypatch, {FIRST: room(80), SECOND: room(80, cap=16)})
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup({"a": 18.9}, {"a": target}, None)
     assert (calls.maps, calls.asked) == ([], [SECOND])
 
@@ -124,7 +130,7 @@ def test_the_target_decides_and_not_the_current_device(target: Any, monkeypatch:
 def test_without_an_index_the_current_device_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     calls = Calls(monkeypatch, {FIRST: room(80), SECOND: room(80, cap=16)})
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup({"a": 18.9}, {"a": "cuda"}, None)
     assert (calls.maps, calls.asked) == ([], [SECOND])
 
@@ -133,7 +139,7 @@ def test_devices_where_it_fits_are_warmed_up_all_the_same(monkeypatch: pytest.Mo
     calls = Calls(monkeypatch, {FIRST: room(80, free=6), SECOND: room(80)})
     places = {"a": "cuda:0", "b": torch.device("cuda", 1), "c": "cpu", "d": "disk", "e": "cuda:0", "f": "meta"}
     needs = dict.fromkeys(places, 5.0)
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup(needs, places, None)
     # Of cuda:0, 10 GiB together do not fit, and 5 of one alone would not either.
     assert calls.maps == [{"b": torch.device("cuda", 1)}]
@@ -141,7 +147,7 @@ def test_devices_where_it_fits_are_warmed_up_all_the_same(monkeypatch: pytest.Mo
 
 def test_a_map_without_an_accelerator_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch, {})
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup({"a": 1, "b": 1}, {"a": "cpu", "b": "disk"}, None)
     assert (calls.maps, calls.asked) == ([], [])
 
@@ -149,7 +155,7 @@ def test_a_map_without_an_accelerator_asks_nobody(monkeypatch: pytest.MonkeyPatc
 def test_xpu_as_well_as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("xpu", 0)
     calls = Calls(monkeypatch, {device: room(80, cap=16)})
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup({"a": 18.9}, {"a": "xpu:0"}, None)
     assert (calls.maps, calls.asked) == ([], [device])
 
@@ -166,7 +172,7 @@ def test_a_limit_on_an_xpu_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_environment_decides_first(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch, {FIRST: room(80, cap=16)})
-    with fixed():
+    with FIX.fixed():
         monkeypatch.setenv(GPT_OSS, "on")
         modeling.caching_allocator_warmup({"a": 99}, {"a": "cuda:0"}, None)
         assert calls.maps == [{"a": "cuda:0"}]
@@ -183,8 +189,8 @@ def test_a_device_that_fails_to_tell_is_told_of(
     def fails(device: torch.device) -> Room:
         raise NotImplementedError("no Sysman")
 
-    monkeypatch.setattr(warmup_guard, "room_of", fails)
-    with caplog.at_level(logging.WARNING), fixed():
+    monkeypatch.setattr(_warmups, "room_of", fails)
+    with caplog.at_level(logging.WARNING), FIX.fixed():
         modeling.caching_allocator_warmup({"a": 18.9}, {"a": "cuda:0"}, None)
     assert calls.maps == [{"a": "cuda:0"}]
     assert "cuda:0 does not tell its memory" in caplog.text
@@ -197,17 +203,17 @@ def test_what_is_no_matter_of_memory_is_not_swallowed(monkeypatch: pytest.Monkey
     def fails(device: torch.device) -> Room:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(warmup_guard, "room_of", fails)
-    with fixed(), pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(_warmups, "room_of", fails)
+    with FIX.fixed(), pytest.raises(ZeroDivisionError):
         modeling.caching_allocator_warmup({"a": 18.9}, {"a": "cuda:0"}, None)
 
 
 def test_one_guard_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch, {FIRST: room()})
     before = modeling.caching_allocator_warmup
-    with fixed():
+    with FIX.fixed():
         guarded = modeling.caching_allocator_warmup
-        with fixed():
+        with FIX.fixed():
             assert modeling.caching_allocator_warmup is guarded
         assert is_guarded(guarded)
         modeling.caching_allocator_warmup({"a": 1}, {"a": "cuda:0"}, None)
@@ -216,7 +222,7 @@ def test_one_guard_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_guarded(before)
 
 
-class Weights:
+class Weights(torch.nn.Module):
     """A model of one weight of 8 GiB in 2 bytes, for releases that count by themselves."""
 
     def get_parameter_or_buffer(self, name: str) -> torch.Tensor:
@@ -250,14 +256,14 @@ def test_signatures_of_all_releases(
 ) -> None:
     calls = Calls(monkeypatch, {FIRST: room(80, free=need + free)})
     monkeypatch.delattr(modeling, "get_total_byte_count")
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup(Weights(), {"a": "cuda:0"}, *third, **named)
     assert bool(calls.maps) is (free == 2)
 
 
 def test_all_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch, {FIRST: room(), SECOND: room(free=1)})
-    with fixed():
+    with FIX.fixed():
         modeling.caching_allocator_warmup(model={"a": 1, "b": 1}, expanded_device_map={"a": "cuda:0", "b": "cuda:1"})
     assert calls.maps == [{"a": "cuda:0"}]
 
