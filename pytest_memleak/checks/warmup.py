@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pytest_memleak.budget.sizes import format_size
@@ -16,6 +17,8 @@ _ADVICE = (
     "leave out a warm-up that does not fit: the reference fix does so, "
     '@pytest.mark.memleak_fix("warmup_guard") or pytest_memleak.fixes.apply("warmup_guard")'
 )
+_REST = re.compile(r"(?<=B\.) .*")
+"""Of torch's out-of-memory what follows the size that was asked for: all of it is said above in other words."""
 _WORDS: dict[Verdict, str] = {"pass": "passed", "fail": "FAILED", "inconclusive": "INCONCLUSIVE"}
 
 
@@ -142,7 +145,7 @@ def _told(ask: Ask) -> list[str]:
             f"{size(room.allocated)} allocated"
         )
     if ask.failed:
-        lines.append(f"the request failed: {ask.failed}")
+        lines.append(f"the request failed: {_REST.sub('', ask.failed)}")
     return lines
 
 

@@ -37,11 +37,11 @@ def judge_body(test: RunningTest) -> None:
         results += judge_peak(plan.peak, readings, _terms(test, plan.peak), doubts)
     if plan.host_peak is not None:
         results.append(_judge_host(test, plan.host_peak, doubts))
-    if plan.warmup is not None:
-        results += _judge_warmup(test, plan.warmup)
     if plan.cap is not None:
         results += _judge_cap(test)
     _add(test, test.explaining.added_to(results))
+    if plan.warmup is not None:  # which explains itself
+        _add(test, _judge_warmup(test, plan.warmup))
     if not any(result.verdict == "inconclusive" for result in test.results) and (doubt := test.card.doubt()):
         _add(test, [inconclusive("simulation", doubt)])
 
