@@ -30,6 +30,7 @@ def guarded(found: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(found)
     def caching_allocator_warmup(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         wanted = mode(os.environ)
         if wanted == "off":
             return None
@@ -124,6 +125,7 @@ def _named_map(kwargs: Mapping[str, Any], device_map: Mapping[str, Any]) -> dict
 def told_that_all_is_free(found: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(found)
     def caching_allocator_warmup(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         with contextlib.ExitStack() as undo:
             for module in (torch.cuda, torch.xpu):
                 if hasattr(module, "mem_get_info"):

@@ -88,10 +88,6 @@ class SharedGauge:
             with self._lock:
                 self.fold()
                 self._warming -= 1
-                if not self._warming:
-                    now = self.gauge.now()
-                    for window in self._windows:
-                        window._raise_to(now)
 
     def window(self) -> Window:
         return Window(self)

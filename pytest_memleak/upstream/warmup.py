@@ -129,6 +129,7 @@ class WarmupSpy:
     def _from_pretrained(self, found: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(found)
         def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if self._running() is not None:
                 return found(*args, **kwargs)  # what a load loads on its way is a part of it
             with self._load() as load:
@@ -153,6 +154,7 @@ class WarmupSpy:
     def _read_weights(self, found: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(found)
         def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if (load := self._running()) is not None:
                 load.reached = True
             return found(*args, **kwargs)
@@ -164,6 +166,7 @@ class WarmupSpy:
 
         @functools.wraps(found)
         def caching_allocator_warmup(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if self._paused:
                 return found(*args, **kwargs)
             devices = accelerators_of(device_map_of(args, kwargs))
@@ -197,6 +200,7 @@ class _Asks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        __tracebackhide__ = True
         kwargs = kwargs or {}
         device, wanted = kwargs.get("device"), _bytes_of(args, kwargs)
         if wanted is None or not isinstance(device, torch.device) or not (on := accelerators_of(device)):

