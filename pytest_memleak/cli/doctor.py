@@ -12,13 +12,14 @@ from pytest_memleak.cli.finding import Finding
 from pytest_memleak.cli.host import host_memory
 from pytest_memleak.cli.simulation import simulation
 from pytest_memleak.cli.software import SOFTWARE, basics, companions, torch_here
+from pytest_memleak.cli.upstream import upstream
 
 SCHEMA = "pytest-memleak-doctor/1"
 
 
 def examine() -> list[Finding]:
     torch, about_torch = torch_here()
-    found = [*basics(), about_torch, *companions()]
+    found = [*basics(), about_torch, *companions(), *upstream()]
     if torch is None:
         found.append(Finding("caps", "no", "any", "without a torch that can be used there is nothing to cap"))
     else:

@@ -74,7 +74,7 @@ class Fix:
         self.name = name
         self.mends = mends
         self.links = tuple(links)
-        self.affected = {package: SpecifierSet(releases, prereleases=True) for package, releases in affected.items()}
+        self.affected = dict(affected)
         self.flavours = tuple(bugs)
         self._patches = patches
         self._bugs = dict(bugs)
@@ -92,6 +92,18 @@ class Fix:
         """Whether what is installed has the bug, by its release or because `bug()` put it back."""
         return self._bug_in_force is not None or bool(self._affected_here())
 
+    def why(self) -> str:
+        """Whether what is installed has the bug, in words."""
+        if self._bug_in_force is not None:
+            return f"{self._installed()}, where the bug was put back"
+        if found := self._affected_here():
+            return f"{', '.join(found)} has the bug"
+        return f"{self._installed()} does not need it: the bug is in {self._written_for()}"
+
+    @property
+    def installed(self) -> bool:
+        return any(_version(package) for package in self.affected)
+
     @contextmanager
     def fixed(self) -> Iterator[Applied]:
         """Upstream without the bug, until the end. Refuses, with `Unrecognised`, one that it was not written for."""
@@ -102,7 +114,7 @@ class Fix:
             except BaseException:
                 self._fixers -= 1
                 raise
-            applied = Applied(self.name, self._mend_patched, self._why())
+            applied = Applied(self.name, self._mend_patched, self.why())
         try:
             yield applied
         finally:
@@ -119,7 +131,7 @@ class Fix:
             try:
                 self._reconcile()
             except BaseException:
-                self._wanted_bugs.remove(wanted)
+                self._wanted_bugs.pop()
                 self._reconcile()
                 raise
             why = "the bug is back" if self._bug_patched else "it has the bug by itself"
@@ -177,7 +189,7 @@ class Fix:
         return [
             f"{package} {version}"
             for package, releases in self.affected.items()
-            if (version := _version(package)) is not None and releases.contains(version)
+            if (version := _version(package)) is not None and SpecifierSet(releases).contains(version, prereleases=True)
         ]
 
     def _require_affected_here(self) -> list[str]:
@@ -185,7 +197,7 @@ class Fix:
         return self._affected_here()
 
     def _require_installed(self) -> None:
-        if not any(_version(package) for package in self.affected):
+        if not self.installed:
             raise Unavailable(f"{self.name} concerns {', '.join(self.affected)}, which is not installed here")
 
     def _installed(self) -> str:
@@ -193,13 +205,6 @@ class Fix:
 
     def _written_for(self) -> str:
         return ", ".join(f"{package} {releases}" for package, releases in self.affected.items())
-
-    def _why(self) -> str:
-        if self._bug_in_force is not None:
-            return f"{self._installed()}, where the bug was put back"
-        if found := self._affected_here():
-            return f"{', '.join(found)}: has the bug"
-        return f"{self._installed()} does not need it: the bug is in {self._written_for()}"
 
 
 def _version(package: str) -> str | None:

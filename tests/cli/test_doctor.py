@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from pytest_memleak import fixes
 from pytest_memleak.cli import doctor, software
 from pytest_memleak.cli.caps import caps
 from pytest_memleak.cli.devices import accelerators
 from pytest_memleak.cli.finding import Finding
 from pytest_memleak.cli.host import host_memory
 from pytest_memleak.cli.main import main
+from pytest_memleak.cli.upstream import upstream
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.fixes.frame import Fix
 from pytest_memleak.support import at_least
 
 GIB = 1024**3
@@ -46,9 +49,28 @@ def test_the_doctor_tells_what_this_machine_can_do() -> None:
     assert data["schema"] == "pytest-memleak-doctor/1"
     assert done.returncode == (0 if data["cap_can_be_enforced"] else 1)
     groups = {finding["group"] for finding in data["findings"]}
-    assert groups == {"software", "accelerators", "caps", "CPU tensors", "simulation", "host memory"}
+    assert groups == {"software", "known bugs", "accelerators", "caps", "CPU tensors", "simulation", "host memory"}
     told = doctor.as_text([Finding(**finding) for finding in data["findings"]])
     assert all(finding["what"] in told for finding in data["findings"])
+
+
+def test_a_bug_of_an_installed_release_is_told_with_what_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fix(affected: str) -> Fix:
+        return Fix(
+            "pile", mends="loads pile up", links=(), affected={"pytest": affected}, patches=list, bugs={"": list}
+        )
+
+    found = {"has": fix(">=1"), "has_not": fix("<1"), "lacks": fix("")}
+    found["lacks"].affected = {"no-such-package": ">=1"}
+    monkeypatch.setattr(fixes, "names", lambda: tuple(found))
+    monkeypatch.setattr(fixes, "find", found.get)
+    told = {finding.what: (finding.mark, finding.detail) for finding in upstream()}
+    here = f"pytest {pytest.__version__}"
+    assert told == {
+        "has": ("partly", f'{here} has the bug: loads pile up; pytest_memleak.fixes.apply("has") mends it'),
+        "has_not": ("yes", f"{here} does not need it: the bug is in pytest <1"),
+        "lacks": ("-", "no-such-package is not installed"),
+    }
 
 
 ABSENT = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"

@@ -55,7 +55,7 @@ def test_where_upstream_has_the_bug_it_is_mended_and_then_as_before(upstream: Si
         assert upstream.load("m") == ["m", "mended pile"]
     assert upstream.load is load
     assert applied.patched == ("upstream.load",)
-    assert str(applied) == f"pile: patched upstream.load (pytest {pytest.__version__}: has the bug)"
+    assert str(applied) == f"pile: patched upstream.load (pytest {pytest.__version__} has the bug)"
 
 
 def test_where_upstream_is_right_nothing_is_patched(upstream: SimpleNamespace) -> None:
