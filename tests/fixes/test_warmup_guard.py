@@ -162,9 +162,9 @@ def test_xpu_as_well_as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_limit_on_an_xpu_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda index: (80 * GIB, 80 * GIB))
-    monkeypatch.setattr(torch.xpu, "memory_allocated", lambda index: 0)
-    monkeypatch.setattr(torch.xpu, "memory_reserved", lambda index: 0)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda index: (80 * GIB, 80 * GIB), raising=False)
+    monkeypatch.setattr(torch.xpu, "memory_allocated", lambda index: 0, raising=False)
+    monkeypatch.setattr(torch.xpu, "memory_reserved", lambda index: 0, raising=False)
     monkeypatch.setattr(torch.xpu, "get_per_process_memory_fraction", lambda index: 0.2, raising=False)
     device = torch.device("xpu", 0)
     assert not fits(device, 18 * GIB)
