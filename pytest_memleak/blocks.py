@@ -13,12 +13,14 @@ from pytest_memleak.cards.card import Card, choose
 from pytest_memleak.checks.peak import judge_peak
 from pytest_memleak.errors import BadInput, BudgetExceeded, Inconclusive
 from pytest_memleak.events.children import ChildWatch
-from pytest_memleak.meters.gauge import Reading, Window
+from pytest_memleak.meters.gauge import Window
+from pytest_memleak.meters.reading import Reading
 from pytest_memleak.plan import PeakBudget
 from pytest_memleak.records.record import Block, CheckResult
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.loads import ModelObserver
+from pytest_memleak.warming import spy_on
 
 
 def enforce(results: list[CheckResult]) -> None:
@@ -63,6 +65,7 @@ class Measured:
             raise BadInput(f"of={self._of!r} cannot be read on {card.device}: it tells {', '.join(known)}")
         self._undo.enter_context(watched.scope())
         self._undo.enter_context(self._observer)
+        self._undo.enter_context(spy_on(card, None))  # which keeps their peaks apart
         self._undo.enter_context(self._children)
         self._windows = [gauge.window() for gauge in card.gauges()]
         for window in self._windows:
@@ -87,6 +90,12 @@ class Measured:
         return self._worst.told_peak(self._of)
 
     @property
+    def peak_without_warmup(self) -> int:
+        """The same without what transformers' allocator warm-ups asked for while they ran."""
+        rest = [reading.without_warmup() for reading in self._all]
+        return max(rest, key=lambda reading: reading.possible_peak(self._of)).told_peak(self._of)
+
+    @property
     def grown(self) -> int:
         """Held at the end over what was held at the start."""
         return self._worst.grown(self._of)
@@ -108,10 +117,14 @@ class Measured:
         return f"{promised} of the block {self.name!r}: the block never ended" if promised else ""
 
     @property
-    def _worst(self) -> Reading:
+    def _all(self) -> list[Reading]:
         if not self._readings:
             raise Inconclusive(f"the block {self.name!r} has not ended: read its peak after the with statement")
-        return max(self._readings, key=lambda reading: reading.possible_peak(self._of))
+        return self._readings
+
+    @property
+    def _worst(self) -> Reading:
+        return max(self._all, key=lambda reading: reading.possible_peak(self._of))
 
     def _close(self) -> None:
         self._models = watched.watched() or self._observer.models()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_memleak.cards.card import Card
     from pytest_memleak.hooks.running import RunningTest
     from pytest_memleak.plan import Cap
+    from pytest_memleak.warming import Warmups
 
 
 def current_test(config: pytest.Config) -> RunningTest | None:
@@ -126,6 +127,19 @@ def checkpoint() -> Iterator[Checkpoints]:
 def card(pytestconfig: pytest.Config) -> CardInUse:
     """The card the test runs on: device, backend, cap, total. For fixtures of any scope."""
     return CardInUse(pytestconfig)
+
+
+@pytest.fixture
+def warmup_spy(request: pytest.FixtureRequest, card: CardInUse) -> Iterator[Warmups]:
+    """What transformers' allocator warm-ups did so far: warmup_spy["cuda:0"] has called, asked, cap, free, fits."""
+    from pytest_memleak.warming import Warmups, spy_on
+
+    test = current_test(request.config)
+    if test is not None:
+        yield Warmups(test.measurement.warmups, test.card)
+        return
+    with spy_on(card._card, None) as spy:
+        yield Warmups(spy, card._card)
 
 
 @pytest.fixture

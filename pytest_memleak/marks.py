@@ -26,6 +26,7 @@ from pytest_memleak.plan import (
     PeakBudget,
     Plan,
     Upstream,
+    Warmed,
 )
 from pytest_memleak.records.record import Term
 from pytest_memleak.settings import SIMULATED, Settings
@@ -33,7 +34,9 @@ from pytest_memleak.settings import SIMULATED, Settings
 PEAK_KINDS = ("allocated", "requested", "reserved", "driver")
 LEAK_KINDS = ("allocated", "requested", "reserved", "host")
 
-Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Upstream | None
+WARM_UPS = ("skipped", "fits", "ran")
+
+Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | Upstream | None
 
 
 def max_peak(
@@ -43,20 +46,26 @@ def max_peak(
     device: str | int | None = None,
     rank: int | None = None,
     model: object = None,
+    warmup: bool = True,
 ) -> Callable[[str], Part]:
     """The peak of the card's memory while the test runs, in absolute bytes, must not exceed LIMIT.
 
     LIMIT is a size ("12G") or an expression over the model's sizes ("0.6 * fp16_size + 200MiB"). of: allocated
     (default), requested, reserved, driver. device: one device ("cuda:1") instead of each. rank: only that rank's.
     model: whose sizes ("fixture:llama", a path, a config); default: the one the test watches, loads or builds.
+    warmup=False: what transformers' allocator warm-up asks for while it runs is not counted (allocated, requested).
     """
     one_of("of", of, PEAK_KINDS)
     if device is not None and (isinstance(device, bool) or not isinstance(device, str | int)):
         raise BadInput(f'device={device!r} is not a device: write "cuda:1" or 1')
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
         raise BadInput(f"rank={rank!r} is not a rank: write 0, 1, …")
+    if not isinstance(warmup, bool):
+        raise BadInput(f"warmup={warmup!r}: write True or False")
+    if not warmup and of in ("reserved", "driver"):
+        raise BadInput(f"warmup=False cannot be had for of={of!r}: what a warm-up has reserved stays reserved")
     expression = _limit_of(limit, model)
-    return lambda source: PeakBudget(expression, source, of=of, device=device, rank=rank, model=model)
+    return lambda source: PeakBudget(expression, source, of=of, device=device, rank=rank, model=model, warmup=warmup)
 
 
 def max_host_peak(limit: str | int, *, model: object = None) -> Callable[[str], Part]:
@@ -98,6 +107,17 @@ def gpu_cap(size: str | int, *, told: bool = True, free: str | int | None = None
     if room is not None and room > total:
         raise BadInput(f"free={free!r} is more than the card's {size!r}")
     return lambda source: Cap(total, source, told=told, free=room)
+
+
+def allocator_warmup(expected: str) -> Callable[[str], Part]:
+    """What becomes of transformers' caching_allocator_warmup, one large request before the weights are loaded.
+
+    "fits": it asks for no more than is free and than the card's cap leaves. "skipped": it asks for nothing in a load
+    that was seen. "ran": it asks for some, and gets it.
+    """
+    if expected not in WARM_UPS:
+        raise BadInput(f"{expected!r} is not one of {', '.join(WARM_UPS)}")
+    return lambda source: Warmed(expected, source)
 
 
 def memleak_fix(*names: str) -> Callable[[str], Part]:
@@ -146,6 +166,7 @@ MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (
     max_host_peak,
     max_leak,
     gpu_cap,
+    allocator_warmup,
     memleak_fix,
     memleak_bug,
     memleak_off,
@@ -180,6 +201,7 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
         peak=parts["max_peak"],  # type: ignore[arg-type]  # each marker makes its own kind of part
         host_peak=parts["max_host_peak"],  # type: ignore[arg-type]
         leak=parts["max_leak"],  # type: ignore[arg-type]
+        warmup=parts["allocator_warmup"],  # type: ignore[arg-type]
         cap=cap,  # type: ignore[arg-type]
         bugs=parts["memleak_bug"],  # type: ignore[arg-type]
         fixes=parts["memleak_fix"],  # type: ignore[arg-type]
@@ -189,7 +211,7 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     )
 
 
-_CARD_FIXTURES = frozenset({"card", "memory"})
+_CARD_FIXTURES = frozenset({"card", "memory", "warmup_spy"})
 
 
 def _limit_of(limit: str | int, model: object) -> Expression:

@@ -16,11 +16,13 @@ from pytest_memleak.events.children import ChildWatch
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.accelerator import release_workspaces
-from pytest_memleak.meters.gauge import PREDICTED, Reading, SharedGauge, Window
+from pytest_memleak.meters.gauge import SharedGauge, Window
 from pytest_memleak.meters.host import settled
+from pytest_memleak.meters.reading import PREDICTED, Reading
 from pytest_memleak.meters.timeline import Recorder, Source, Watch
 from pytest_memleak.plan import Plan
 from pytest_memleak.upstream.loads import ModelObserver
+from pytest_memleak.warming import Warming, spy_on
 
 Readings = tuple[Reading, ...]
 
@@ -53,6 +55,8 @@ class Measurement:
         self.timeline = Recorder(sources, watch, timed or 0.0)
         self.recordings = tuple(recordings)
         """What is alive at the peak of a device, by the lines that allocated it; blocks of `smallest` or more."""
+        self.warming = Warming(plan, card, self.recordings)
+        self.warmups = spy_on(card, plan.cap, self.warming)
         self._smallest = smallest
         self._windows: list[Window] = []
         self._child_watch = ChildWatch()
@@ -66,6 +70,7 @@ class Measurement:
                 undo.enter_context(self.card.capped(self.plan.cap))
             if self.observer is not None:
                 undo.enter_context(self.observer)
+            undo.enter_context(self.warmups)
             undo.enter_context(self._child_watch)
             self._undo = undo.pop_all()
         self.timeline.start()
@@ -85,6 +90,7 @@ class Measurement:
         for window in self._windows:
             window.pause()
         self._child_watch.pause()
+        self.warmups.pause()
         if self.observer is not None:
             self.observer.pause()
 
@@ -93,6 +99,7 @@ class Measurement:
         # What the wider fixture made must not be found among the test's own objects later.
         garbage.hide_newcomers()
         self._child_watch.resume()
+        self.warmups.resume()
         if self.observer is not None:
             self.observer.resume()
         changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed

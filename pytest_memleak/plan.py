@@ -25,6 +25,8 @@ class PeakBudget(Budget):
     device: str | int | None = None
     rank: int | None = None
     model: object = None
+    warmup: bool = True
+    """Whether what transformers' allocator warm-up asks for while it runs is counted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class LeakBudget(Budget):
     @property
     def runs(self) -> int:
         return self.warmups + self.repeat
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What is to become of transformers' allocator warm-up."""
+
+    expected: str
+    """``skipped``, ``fits`` or ``ran``."""
+    source: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Plan:
     host_peak: HostPeakBudget | None = None
     leak: LeakBudget | None = None
     cap: Cap | None = None
+    warmup: Warmed | None = None
     bugs: Upstream | None = None
     fixes: Upstream | None = None
     report: bool = False

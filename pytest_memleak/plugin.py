@@ -11,11 +11,11 @@ import pytest
 
 from pytest_memleak import marks, settings
 from pytest_memleak.errors import BadInput
-from pytest_memleak.fixtures import card, checkpoint, memory
+from pytest_memleak.fixtures import card, checkpoint, memory, warmup_spy
 from pytest_memleak.settings import SETTINGS
 from pytest_memleak.support import at_least
 
-__all__ = ["card", "checkpoint", "memory"]
+__all__ = ["card", "checkpoint", "memory", "warmup_spy"]
 
 
 OWN_MARKS = pytest.StashKey[tuple[pytest.Mark, ...]]()

@@ -2,7 +2,8 @@
 
 torch's own limit (`set_per_process_memory_fraction`) refuses, but tells nobody: `mem_get_info` and the device's
 properties go on naming the whole card, and frameworks size their requests by them. So a cap is *told* as well, at the
-lowest place that Python reaches: names imported earlier (`from torch.cuda import mem_get_info`) are told too.
+lowest place that Python reaches: names imported earlier (`from torch.cuda import mem_get_info`) are told too. The limit
+itself is not: to the program it is a card of that size, of which it may set a fraction of its own.
 The only file of this room that touches torch's private API; checked on torch 2.11 (CUDA).
 """
 
@@ -88,10 +89,31 @@ def _tell(cap: Cap, limits: dict[int, int], undo: contextlib.ExitStack) -> None:
 
         return properties
 
+    fractions: dict[int, float] = {}
+
+    def told_fraction(real: Callable[..., Any]) -> Callable[..., Any]:
+        def fraction(device: int) -> float:
+            return fractions.get(_index(device), 1.0) if _index(device) in limits else real(device)
+
+        return fraction
+
+    def bounded_fraction(real: Callable[..., Any]) -> Callable[..., Any]:
+        def set_fraction(fraction: float, device: int) -> None:
+            index = _index(device)
+            if index in limits:  # a fraction of the card that the program is told of, and never more than it has
+                fractions[index] = fraction
+                fraction = fraction_of(min(limits[index], int(fraction * cap.bytes)), totals[index])
+            real(fraction, device)
+
+        return set_fraction
+
+    totals = {index: torch.cuda.mem_get_info(index)[1] for index in limits}
     places: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
         (torch.cuda.cudart(), "cudaMemGetInfo", told_memory),  # type: ignore[no-untyped-call]
         (torch._C, "_accelerator_getMemoryInfo", told_memory),
         (torch.cuda, "_get_device_properties", told_properties),
+        (torch._C, "_cuda_getMemoryFraction", told_fraction),
+        (torch._C, "_cuda_setMemoryFraction", bounded_fraction),
     ]
     for owner, name, told in places:
         if hasattr(owner, name):

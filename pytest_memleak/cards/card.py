@@ -11,7 +11,9 @@ from typing import Protocol
 import torch
 
 from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.cards import room
 from pytest_memleak.cards.probe import accelerator_seen
+from pytest_memleak.cards.room import Room
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
@@ -40,6 +42,9 @@ class Card(Protocol):
 
     def capped(self, cap: Cap) -> contextlib.AbstractContextManager[None]:
         """The card is that big until the end."""
+
+    def room(self, index: int, cap: Cap | None) -> Room | None:
+        """How much of a device could be had for one more request; None where it does not tell. `cap` is in force."""
 
     def recordings(self) -> list[Recording]:
         """What can be recorded of its devices, each by one; empty where recording is not to be had."""
@@ -86,6 +91,9 @@ class RealCard(_OfThisMachine):
 
     def gauges(self) -> list[SharedGauge]:
         return [shared.accelerator(self.kind, index) for index in range(self.count)]
+
+    def room(self, index: int, cap: Cap | None) -> Room | None:
+        return room.of_cuda(index, cap) if self.kind == "cuda" else room.of_other(self.kind, index)
 
     def recordings(self) -> list[Recording]:
         if self.kind != "cuda":
@@ -137,6 +145,9 @@ class CpuCard(_OfThisMachine):
 
     def gauges(self) -> list[SharedGauge]:
         return [shared.cpu_tensors()]
+
+    def room(self, index: int, cap: Cap | None) -> Room | None:
+        return None
 
     def recordings(self) -> list[Recording]:
         return shared.cpu_recordings()

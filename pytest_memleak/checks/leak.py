@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from pytest_memleak.checks.peak import TermOf, evaluate, inconclusive
 from pytest_memleak.errors import BadInput, Inconclusive
-from pytest_memleak.meters.gauge import Reading
+from pytest_memleak.meters.reading import Reading
 from pytest_memleak.plan import LeakBudget
 from pytest_memleak.records.record import CheckResult, Limit, Verdict
 from pytest_memleak.wording import leak_message, size

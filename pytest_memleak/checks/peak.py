@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from pytest_memleak.errors import BadInput, Inconclusive
-from pytest_memleak.meters.gauge import PREDICTED, Levels, Reading
+from pytest_memleak.meters.reading import PREDICTED, Levels, Reading
 from pytest_memleak.plan import Budget, HostPeakBudget, PeakBudget
 from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
 from pytest_memleak.wording import host_peak_message, peak_message, readable_above, size
@@ -33,9 +33,10 @@ def judge_peak(
     try:
         limit = evaluate(budget, term_of) if budget else None
         concerned = _concerned(readings, kind, budget.device if budget else None)
+        counted = budget is None or budget.warmup
     except (Inconclusive, BadInput) as error:
         return [inconclusive(check, str(error))]
-    results = [_judge_device(check, reading, kind, limit, doubts) for reading in concerned]
+    results = [_judge_device(check, reading, kind, limit, doubts, counted) for reading in concerned]
     used = [result for result in results if result.measured or result.verdict != "pass"]
     return used or results[:1]
 
@@ -79,7 +80,10 @@ def inconclusive(check: str, why: str) -> CheckResult:
     return CheckResult(check=check, verdict="inconclusive", message=f"{check} INCONCLUSIVE: {why}")
 
 
-def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, doubts: Sequence[str]) -> CheckResult:
+def _judge_device(
+    check: str, whole: Reading, kind: str, limit: Limit | None, doubts: Sequence[str], with_warmup: bool
+) -> CheckResult:
+    reading = whole if with_warmup else whole.without_warmup()
     # Memory that was never seen being allocated was there at the peak or was not: both bounds must agree.
     peak, highest = reading.certain_peak(kind), reading.possible_peak(kind)
     doubtful = [*doubts, *filter(None, [reading.blind])]
@@ -105,7 +109,12 @@ def _judge_device(check: str, reading: Reading, kind: str, limit: Limit | None, 
         base=reading.base_of_peak(kind),
         limit=limit,
         let_go_of=reading.let_go_of,
-        details=(*_phases(reading, kind), *_other_kinds(reading.peak, kind), *_unseen(reading)),
+        details=(
+            *_warmup(whole, kind, with_warmup),
+            *_phases(reading, kind),
+            *_other_kinds(reading.peak, kind),
+            *_unseen(reading),
+        ),
         advice=_advice(check, verdict, peak, limit, reading.base_of_peak(kind)),
     )
 
@@ -159,6 +168,16 @@ def _phases(reading: Reading, kind: str) -> tuple[str, ...]:
     if len(named) < 2:
         return ()
     return ("highest in the " + ", in the ".join(f"{words}: {size(level)}" for words, level in named),)
+
+
+def _warmup(whole: Reading, kind: str, counted: bool) -> tuple[str, ...]:
+    """Both numbers, wherever the highest level was reached in a warm-up of the allocator."""
+    peak, without = whole.certain_peak(kind), whole.without_warmup().certain_peak(kind)
+    if peak == without:
+        return ()
+    if counted:
+        return (f"the peak was that of transformers' allocator warm-up; without the warm-up: {size(without)}",)
+    return (f"transformers' allocator warm-up is not counted; with the warm-up: {size(peak)}",)
 
 
 def _other_kinds(levels: Levels, kind: str) -> tuple[str, ...]:

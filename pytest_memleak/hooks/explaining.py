@@ -118,6 +118,11 @@ class Explaining:
         self.step = _STEP + (self._spent / _ALL) ** 2
         return True
 
+    @property
+    def hidden(self) -> bool:
+        """Whether what is allocated now is left out of the peak."""
+        return self._test.measurement.warming.hidden
+
     def saw_holders(self, recording: Recording) -> bool:
         moment = self._moments.get(recording.device)
         return moment is None or bool(moment.holders)
@@ -221,6 +226,8 @@ class _Watch:
             self._explaining.look(self._recording, level, asked, refused)
             return level + 1  # another look at this level would only forget that it was too little
         limit = self._explaining.limit_of(self._recording.device)
+        if limit is not None and self._explaining.hidden:
+            return limit + 1  # what asks is no part of the peak that is to be explained
         if limit is None:
             return max(int(level * _UNKNOWN_LIMIT), level + _LEAST)
         if level <= limit:

@@ -29,8 +29,8 @@ def _of_warm_up(error: BaseException, plan: Plan | None) -> str | None:
     return (
         "transformers' caching_allocator_warmup asks for the card's size less 1.2 GiB at most, and on a card of "
         f"{format_size(plan.cap.bytes)} ({plan.cap.source}) that is less than nothing.\n"
-        "  what to do: give the test a card of more than 1.2 GiB, or do not tell the program of it: "
-        "gpu_cap(..., told=False)"
+        "  what to do: give the test a card of more than 1.2 GiB, do not tell the program of it (gpu_cap(..., "
+        'told=False)), or leave the warm-up out (memleak_fix("warmup_guard"))'
     )
 
 

@@ -11,34 +11,37 @@ import torch
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
+from pytest_memleak.checks.warmup import judge_warmup, was_at_fault
 from pytest_memleak.errors import NotSimulated
 from pytest_memleak.hooks.owners import owners_of
 from pytest_memleak.meters import shared
-from pytest_memleak.meters.gauge import PREDICTED, Reading
 from pytest_memleak.meters.host import settles_by
-from pytest_memleak.plan import Budget, Cap, HostPeakBudget
+from pytest_memleak.meters.reading import PREDICTED, Reading
+from pytest_memleak.plan import Budget, Cap, HostPeakBudget, Warmed
 from pytest_memleak.records.record import CheckResult, Term
 from pytest_memleak.wording import plural, size
 
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
 
-_CHECKS = {"peak": "max_peak", "host_peak": "max_host_peak", "leak": "max_leak"}
+_CHECKS = {"peak": "max_peak", "host_peak": "max_host_peak", "leak": "max_leak", "warmup": "allocator_warmup"}
 
 
 def judge_body(test: RunningTest) -> None:
-    """Peaks, and refusals that nobody expected: known when the body has returned."""
+    """Peaks, warm-ups, and refusals that nobody expected: known when the body has returned."""
     plan, bodies, doubts = test.plan, test.measurement.bodies, _doubts(test)
     results: list[CheckResult] = []
     if plan.peak is not None or plan.report:
         kind = (plan.peak.of if plan.peak else None) or "allocated"
-        readings = _highest(bodies, kind, test.info.devices)
+        readings = _highest(bodies, kind, test.info.devices, plan.peak is None or plan.peak.warmup)
         results += judge_peak(plan.peak, readings, _terms(test, plan.peak), doubts)
     if plan.host_peak is not None:
         results.append(_judge_host(test, plan.host_peak, doubts))
     if plan.cap is not None:
         results += _judge_cap(test)
     _add(test, test.explaining.added_to(results))
+    if plan.warmup is not None:  # which explains itself
+        _add(test, _judge_warmup(test, plan.warmup))
     if not any(result.verdict == "inconclusive" for result in test.results) and (doubt := test.card.doubt()):
         _add(test, [inconclusive("simulation", doubt)])
 
@@ -54,6 +57,29 @@ def made_up(test: RunningTest, error: BaseException) -> bool:
         _add(test, [replace(result, advice=advice)])
         return True
     return False
+
+
+def warmup_is_known(test: RunningTest, out_of_memory: bool) -> bool:
+    """Of a body that failed: whether what was promised of its warm-ups can be told all the same."""
+    return test.plan.warmup is not None and (out_of_memory or was_at_fault(test.measurement.warmups.loads))
+
+
+def judge_warmup_now(test: RunningTest) -> None:
+    assert test.plan.warmup is not None
+    _add(test, _judge_warmup(test, test.plan.warmup))
+
+
+def _judge_warmup(test: RunningTest, promise: Warmed) -> list[CheckResult]:
+    spy = test.measurement.warmups
+    on_cpu = "the test runs on the CPU, which is never warmed up: give it a card (gpu_cap, --gpu-backend=simulated)"
+    return judge_warmup(
+        promise,
+        spy.loads,
+        how=PREDICTED if test.card.backend == "simulated" else "measured",
+        blind=on_cpu if test.card.backend == "cpu" else spy.missing,
+        elsewhere=spy.elsewhere,
+        doubts=_doubts(test),
+    )
 
 
 def _judge_host(test: RunningTest, budget: HostPeakBudget, doubts: Sequence[str]) -> CheckResult:
@@ -197,17 +223,20 @@ def _card_readings(test: RunningTest) -> list[Reading]:
     ]
 
 
-def _highest(runs: Sequence[Sequence[Reading]], kind: str, devices: Sequence[str]) -> list[Reading]:
+def _highest(
+    runs: Sequence[Sequence[Reading]], kind: str, devices: Sequence[str], with_warmup: bool = True
+) -> list[Reading]:
     """Of each device the run that went highest; what does not tell this kind stays, for the error that says so."""
     highest: dict[tuple[str, tuple[str, ...]], Reading] = {}
     for reading in (reading for run in runs for reading in run if reading.device in devices):
         key = (reading.device, tuple(reading.peak))
-        if key not in highest or _reached(reading, kind) > _reached(highest[key], kind):
+        if key not in highest or _reached(reading, kind, with_warmup) > _reached(highest[key], kind, with_warmup):
             highest[key] = reading
     return list(highest.values())
 
 
-def _reached(reading: Reading, kind: str) -> int:
+def _reached(whole: Reading, kind: str, with_warmup: bool) -> int:
+    reading = whole if with_warmup else whole.without_warmup()
     return reading.possible_peak(kind) if kind in reading.peak else 0
 
 

@@ -149,10 +149,14 @@ class RunningTest:
         elif not isinstance(error, (*_NOT_A_FAILURE, KeyboardInterrupt)) and judging.made_up(self, error):
             self.undecided = True
             return
-        # Loaders wrap the error on its way: that an allocation was refused is known all the same.
-        if isinstance(error, _NOT_A_FAILURE) or not (judging.is_out_of_memory(error) or self.refused > 0):
+        if isinstance(error, _NOT_A_FAILURE):
             return
-        judging.out_of_memory(self, error)
+        # Loaders wrap the error on its way: that an allocation was refused is known all the same.
+        out_of_memory = judging.is_out_of_memory(error) or self.refused > 0
+        if judging.warmup_is_known(self, out_of_memory):
+            judging.judge_warmup_now(self)
+        if out_of_memory:
+            judging.out_of_memory(self, error)
         self.explanation = failure_text(self.results)
 
     def _ended_by(self, error: Judged) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pytest_memleak.errors import Unavailable
-from pytest_memleak.meters.gauge import Levels
+from pytest_memleak.meters.reading import Levels
 
 _COUNTERS = {"allocated": "allocated_bytes", "requested": "requested_bytes", "reserved": "reserved_bytes"}
 _NOTHING = dict.fromkeys(_COUNTERS, 0)

@@ -6,7 +6,7 @@ import threading
 
 import torch
 
-from pytest_memleak.meters.gauge import Levels
+from pytest_memleak.meters.reading import Levels
 
 _INTERVAL = 0.005
 

@@ -4,24 +4,20 @@ A *gauge* stands for one place where memory can be: a device's allocator, torch'
 memory. It knows two numbers, the level now and the highest level since it was last asked. Several *windows* can be open
 on one gauge at a time (a test, and `memory.measure(...)` inside it), and the program itself may reset the allocator's
 peak: so nobody reads the gauge's peak directly. Every reset first folds the peak into all open windows.
+
+While a library warms its allocator up (one large request that is dropped at once) the peak is kept apart as well: each
+window knows the highest level with and without it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-Levels = Mapping[str, int]
-"""Bytes by kind: ``{"allocated": …, "reserved": …}``."""
-
-PREDICTED = "predicted"
-"""How the numbers of a simulated card are got."""
-
-
-_UNSEEN = "memory not allocated by torch"
-_SEGMENT = 20 * 1024**2
+from pytest_memleak.meters.reading import UNSEEN, Highest, Levels, Reading
 
 
 class Gauge(Protocol):
@@ -60,71 +56,6 @@ class Gauge(Protocol):
         """Why the numbers cannot be trusted, or None."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What one window saw on one gauge. Bytes are absolute: what lived before is in them, as `base`."""
-
-    device: str
-    how: str
-    base: Levels
-    """Held when the window opened, and by wider fixtures set up since."""
-    peak: Levels
-    base_at_peak: Levels
-    end: Levels
-    phases: Mapping[str, Levels] = field(default_factory=dict)
-    """The peak of each named stretch of the window: ``setup``, ``call``."""
-    refusals: int = 0
-    unseen: int = 0
-    """Bytes alive at the end that the gauge never saw allocated; the true peak is at most ``peak + unseen``."""
-    unseen_before: int = 0
-    """Those of them that were there when the window opened, or that wider fixtures brought since."""
-    unseen_peak: int = 0
-    """The most of them at a time: also of those that are gone, but for mapped files."""
-    mapped_peak: int = 0
-    """The most of those in mapped files at a time."""
-    unseen_is: str = _UNSEEN
-    """What that is, in words."""
-    blind: str | None = None
-
-    def base_of_peak(self, kind: str) -> int:
-        """What was held before: in the highest level for certain."""
-        return self.base_at_peak[kind] + self.there_throughout
-
-    def certain_peak(self, kind: str) -> int:
-        """The highest level without what may or may not have been there at that time."""
-        return self.peak[kind] + self.there_throughout
-
-    def possible_peak(self, kind: str) -> int:
-        """The highest level if everything that nobody saw being allocated was there at that time."""
-        hidden = max(self.unseen, self.unseen_peak, self.there_throughout)
-        if hidden and kind == "reserved" and self.how == PREDICTED:
-            hidden = 2 * hidden + _SEGMENT  # blocks that come and go leave segments that others do not fit into
-        return self.peak[kind] + hidden
-
-    def told_peak(self, kind: str) -> int:
-        """The one to be shown: the highest possible, but for predictions, whose margin is told beside them."""
-        return self.certain_peak(kind) if self.how == PREDICTED else self.possible_peak(kind)
-
-    @property
-    def swayed(self) -> bool:
-        """The program may have taken another way than with a real card: more or less memory, nobody knows."""
-        return self.how == PREDICTED and self.blind is not None
-
-    @property
-    def let_go_of(self) -> int:
-        """Bytes in mapped files that came and went: in neither peak, because their pages are nobody's."""
-        return max(0, self.mapped_peak - max(self.unseen, self.unseen_peak))
-
-    @property
-    def there_throughout(self) -> int:
-        """Bytes that nobody saw being allocated, and that were there from the start to the end."""
-        return min(self.unseen, self.unseen_before)
-
-    def grown(self, kind: str) -> int:
-        """Held at the end over what was held at the start, whether or not torch allocated it."""
-        return self.end[kind] + self.unseen - self.base[kind] - self.unseen_before
-
-
 class SharedGauge:
     """One gauge and the windows open on it. All resets of the peak go through `fold`."""
 
@@ -132,6 +63,7 @@ class SharedGauge:
         self.gauge = gauge
         self._windows: list[Window] = []
         self._open = 0  # windows that are open, paused ones too
+        self._warming = 0
         # A program's thread may reset the peak while the main thread opens a window.
         self._lock = threading.RLock()
 
@@ -140,9 +72,22 @@ class SharedGauge:
         with self._lock:
             peaks, unseen, mapped = self.gauge.take_peaks(), self.gauge.unseen_peak(), self.gauge.mapped_peak()
             for window in self._windows:
-                window._raise_to(peaks)
+                window._raise_to(peaks, self._warming > 0)
                 window._unseen_peak = max(window._unseen_peak, unseen)
                 window._mapped_peak = max(window._mapped_peak, mapped)
+
+    @contextlib.contextmanager
+    def warming(self) -> Iterator[None]:
+        """Until the end a peak is a warm-up's; what is held when it ends is not."""
+        with self._lock:
+            self.fold()
+            self._warming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.fold()
+                self._warming -= 1
 
     def window(self) -> Window:
         return Window(self)
@@ -154,10 +99,10 @@ class Window:
     def __init__(self, shared: SharedGauge) -> None:
         self._shared = shared
         self._phase = ""
-        self._phases: dict[str, dict[str, int]] = {}
         self._base: dict[str, int] = {}
-        self._peak: dict[str, int] = {}
-        self._base_at_peak: dict[str, int] = {}
+        self._highest = _Highest({}, {})
+        self._unwarmed = _Highest({}, {})
+        self._warmed = False
         self._paused_at: Levels = {}
         self._unseen_before = 0
         self._unseen_at_pause = 0
@@ -175,8 +120,7 @@ class Window:
             self._base = dict(self._shared.gauge.now())
             self._unseen_before = self._shared.gauge.unseen()
             self._refusals = self._shared.gauge.refusals()
-            self._peak = dict(self._base)
-            self._base_at_peak = dict(self._base)
+            self._highest, self._unwarmed = (_Highest(dict(self._base), dict(self._base)) for _ in range(2))
             self._phase = phase
             self._shared._windows.append(self)
 
@@ -218,17 +162,16 @@ class Window:
                 device=gauge.device,
                 how=gauge.how,
                 base=dict(self._base),
-                peak=dict(self._peak),
-                base_at_peak=dict(self._base_at_peak),
+                **vars(self._highest.copied()),
                 end=dict(gauge.now()),
-                phases={name: dict(levels) for name, levels in self._phases.items()},
                 refusals=gauge.refusals() - self._refusals,
                 unseen=gauge.unseen(),
                 unseen_before=self._unseen_before,
                 unseen_peak=self._unseen_peak,
                 mapped_peak=self._mapped_peak,
-                unseen_is=getattr(gauge, "unseen_is", _UNSEEN),
+                unseen_is=getattr(gauge, "unseen_is", UNSEEN),
                 blind=gauge.blindness(),
+                unwarmed=self._unwarmed.copied() if self._warmed else None,
             )
 
     def close(self) -> Reading:
@@ -241,10 +184,29 @@ class Window:
                 self._shared.gauge.end()
             return reading
 
-    def _raise_to(self, levels: Levels) -> None:
-        phase = self._phases.setdefault(self._phase, {}) if self._phase else {}
+    def _raise_to(self, levels: Levels, warming: bool = False) -> None:
+        self._warmed = self._warmed or warming
+        self._highest.raise_to(levels, self._base, self._phase)
+        if not warming:
+            self._unwarmed.raise_to(levels, self._base, self._phase)
+
+
+@dataclass
+class _Highest:
+    """Rises as the levels are told."""
+
+    peak: dict[str, int]
+    base_at_peak: dict[str, int]
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def raise_to(self, levels: Levels, base: Levels, phase: str) -> None:
+        of_phase = self.phases.setdefault(phase, {}) if phase else {}
         for kind, level in levels.items():
-            phase[kind] = max(phase.get(kind, 0), level)
-            if level > self._peak[kind]:
-                self._peak[kind] = level
-                self._base_at_peak[kind] = self._base[kind]
+            of_phase[kind] = max(of_phase.get(kind, 0), level)
+            if level > self.peak[kind]:
+                self.peak[kind] = level
+                self.base_at_peak[kind] = base[kind]
+
+    def copied(self) -> Highest:
+        phases = {name: dict(levels) for name, levels in self.phases.items()}
+        return Highest(dict(self.peak), dict(self.base_at_peak), phases)

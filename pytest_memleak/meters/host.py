@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events import garbage
-from pytest_memleak.meters.gauge import Levels
+from pytest_memleak.meters.reading import Levels
 
 NATIVE_PERIOD_MS = 1
 PYTHON_PERIOD_MS = 5

@@ -18,7 +18,7 @@ from pytest_memleak.events.engine import CpuEngine
 from pytest_memleak.events.native import ENGINE_VARIABLE, ENGINES
 from pytest_memleak.events.storages import address_of, cpu_storages, tensors_among, unique_cpu_storages
 from pytest_memleak.meters.foreign import ForeignPeak, Span, covered
-from pytest_memleak.meters.gauge import Levels
+from pytest_memleak.meters.reading import Levels
 
 
 class _Foreign(NamedTuple):

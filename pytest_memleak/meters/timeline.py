@@ -12,7 +12,8 @@ from array import array
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
-from pytest_memleak.meters.gauge import PREDICTED, Gauge, Levels
+from pytest_memleak.meters.gauge import Gauge
+from pytest_memleak.meters.reading import PREDICTED, Levels
 from pytest_memleak.meters.ticking import Ticker
 from pytest_memleak.records.record import Timeline
 

@@ -53,7 +53,7 @@ class CheckResult:
     """One promise and what became of it."""
 
     check: str
-    """``max_peak``, ``max_host_peak``, ``max_leak``, ``gpu_cap``."""
+    """``max_peak``, ``max_host_peak``, ``max_leak``, ``gpu_cap``, ``allocator_warmup``."""
     verdict: Verdict
     message: str
     """The first line a person reads: the verdict with both numbers, their unit, and how they were got."""

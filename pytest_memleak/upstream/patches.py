@@ -99,7 +99,10 @@ class Patch:
             found = upper.patch._inherited() if below is _ABSENT and not upper.patch._own else below
             upper.below, upper.installed = below, upper.patch._wrapped(found)
             below = upper.installed
-        below = layers[-1].installed if layers else below
+        if layers and (foreign or place < len(layers)):
+            below = layers[-1].installed
+        elif layers:
+            below = layer.below  # that of the next layer, or what somebody else put on it before this one came
         if not layers:
             del _sites[key]
         if foreign:

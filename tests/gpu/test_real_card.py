@@ -46,6 +46,17 @@ def test_cap_is_exact_told_and_undone(run_on_gpu: Run) -> None:
             if hasattr(torch.accelerator, "get_memory_info"):
                 assert torch.accelerator.get_memory_info()[1] == GIB
 
+        @pytest.mark.gpu_cap("1G")
+        def test_fractions_are_of_the_card_that_is_told():
+            assert torch.cuda.get_per_process_memory_fraction() == 1.0
+            for fraction, fits, too_much in ((0.5, 500, 514), (1.0, 900, 1026)):
+                torch.cuda.set_per_process_memory_fraction(fraction)
+                assert torch.cuda.get_per_process_memory_fraction() == fraction
+                torch.empty(fits * MIB, dtype=torch.uint8, device="cuda")
+                torch.cuda.empty_cache()
+                with pytest.raises(torch.OutOfMemoryError):
+                    torch.empty(too_much * MIB, dtype=torch.uint8, device="cuda")
+
         @pytest.mark.gpu_cap("1G", told=False)
         def test_not_told():
             assert torch.cuda.mem_get_info()[1] > 2 * GIB
@@ -79,7 +90,7 @@ def test_cap_is_exact_told_and_undone(run_on_gpu: Run) -> None:
             torch.empty(2 * GIB, dtype=torch.uint8, device="cuda")
         """
     )
-    result.assert_outcomes(passed=6, failed=1, errors=2)
+    result.assert_outcomes(passed=7, failed=1, errors=2)
     result.stdout.fnmatch_lines(["*does not fit cuda:0, which has*"])
     result.stdout.fnmatch_lines(["*of cuda:0 are held before the test begins*"])
     result.stdout.fnmatch_lines(["*gpu_cap FAILED: out of memory under the cap of 1 GiB*"])

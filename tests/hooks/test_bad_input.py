@@ -28,6 +28,10 @@ BAD_MARKERS = {
     "gpu_cap('16G', told='no')": "*told='no'*",
     "gpu_cap('16G', free='20G')": "*free='20G'*",
     "gpu_cap()": "*missing a required argument: 'size'*",
+    "max_peak('1G', warmup='no')": "*warmup='no': write True or False*",
+    "max_peak('1G', of='reserved', warmup=False)": "*warmup=False cannot be had for of='reserved'*stays reserved*",
+    "allocator_warmup('fit')": "*'fit' is not one of skipped, fits, ran*",
+    "allocator_warmup()": "*missing a required argument: 'expected'*",
     "memleak_off('please')": "*please*",
 }
 

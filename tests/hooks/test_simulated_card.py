@@ -83,6 +83,19 @@ def test_occupied_by_somebody_else():
     with pytest.raises(torch.OutOfMemoryError):
         fill(128)
 
+@pytest.mark.gpu_cap("1G")
+def test_fractions_are_of_the_card_that_is_told():
+    assert torch.cuda.get_per_process_memory_fraction() == 1.0
+    torch.cuda.set_per_process_memory_fraction(0.5)
+    assert torch.cuda.get_per_process_memory_fraction() == 0.5
+    fill(500)
+    with pytest.raises(torch.OutOfMemoryError):
+        fill(514)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    fill(900)
+    with pytest.raises(torch.OutOfMemoryError):
+        fill(1026)
+
 def test_cap_is_gone():
     fill(4096)
     with pytest.raises(torch.OutOfMemoryError) as refusal:
@@ -95,6 +108,7 @@ PASS = {
     "test_nothing_leaks",
     "test_host_peak_holds",
     "test_cap_is_told_and_binds",
+    "test_fractions_are_of_the_card_that_is_told",
     "test_occupied_by_somebody_else",
     "test_cap_is_gone",
 }

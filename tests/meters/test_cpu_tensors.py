@@ -18,7 +18,8 @@ from pytest_memleak.events import garbage, native
 from pytest_memleak.events.cpu_allocator import CpuAllocator
 from pytest_memleak.events.dispatch import DispatchTracker
 from pytest_memleak.events.engine import CpuEngine
-from pytest_memleak.meters.gauge import Reading, SharedGauge
+from pytest_memleak.meters.gauge import SharedGauge
+from pytest_memleak.meters.reading import Reading
 from pytest_memleak.meters.tensors import CpuTensors
 
 MIB = 1024**2

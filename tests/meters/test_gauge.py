@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pytest_memleak.meters.gauge import Levels, SharedGauge
+from pytest_memleak.meters.gauge import SharedGauge
+from pytest_memleak.meters.reading import Levels
 
 
 class Fed:
@@ -163,3 +164,44 @@ def test_refusals_and_foreign_memory_are_the_windows_own() -> None:
     assert reading.refusals == 2
     assert reading.unseen - reading.unseen_before == 200
     assert reading.grown("allocated") == 200
+
+
+def test_a_warm_up_is_in_the_peak_and_kept_apart() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    window, later = shared.window(), shared.window()
+    window.open("setup")
+    fed.go(10)
+    window.phase("call")
+    fed.go(300, 20)
+    with shared.warming():
+        fed.go(1000, 30)
+        later.open()  # in the middle of it
+    fed.go(200, 5)
+    reading = window.read()
+    assert (reading.peak, reading.without_warmup().peak) == ({"allocated": 1000}, {"allocated": 300})
+    assert reading.without_warmup().phases == {"setup": {"allocated": 10}, "call": {"allocated": 300}}
+    assert reading.phases["call"] == {"allocated": 1000}
+    assert later.close().without_warmup().peak == {"allocated": 200}
+    window.close()
+
+
+def test_what_a_warm_up_leaves_behind_is_not_the_warm_ups() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    window = shared.window()
+    window.open()
+    with shared.warming():
+        fed.go(1000, 400)
+    fed.go(0)
+    assert window.close().without_warmup().peak == {"allocated": 400}
+
+
+def test_without_a_warm_up_there_is_one_peak() -> None:
+    fed = Fed()
+    window = SharedGauge(fed).window()
+    window.open()
+    fed.go(7, 0)
+    reading = window.close()
+    assert reading.unwarmed is None
+    assert reading.without_warmup() is reading

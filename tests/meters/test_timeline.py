@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from pytest_memleak.meters import ticking
-from pytest_memleak.meters.gauge import PREDICTED, Levels
+from pytest_memleak.meters.reading import PREDICTED, Levels
 from pytest_memleak.meters.ticking import Ticker
 from pytest_memleak.meters.timeline import INTERVAL, POINTS, Curve, Recorder, Source
 from tests.meters.test_gauge import Fed

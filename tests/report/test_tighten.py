@@ -37,6 +37,10 @@ def test_a_limit_is_left_alone_when_one_of_its_tests_did_not_pass(verdict: Verdi
     assert tightenings([record("a::1", GIB, 12 * GIB), record("a::2", GIB, 12 * GIB, verdict=verdict)]) == []
 
 
+def test_a_warm_up_that_asks_for_little_is_none_to_be_tightened() -> None:
+    assert tightenings([record("a::1", 1, GIB, text="fits", check="allocator_warmup")]) == []
+
+
 def test_a_limit_used_by_half_or_more_of_one_test_stays() -> None:
     assert tightenings([record("a::1", 1, 12 * GIB), record("a::2", 6 * GIB, 12 * GIB)]) == []
 

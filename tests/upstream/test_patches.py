@@ -127,6 +127,19 @@ def test_somebody_elses_replacement_is_told_and_undone(monkeypatch: pytest.Monke
     assert vars(Base)["static"] is before
 
 
+def test_a_patch_on_somebody_elses_replacement_gives_that_back() -> None:
+    before = vars(Base)["static"]
+    with Patch(Base, "static", marking("a")):
+        below = vars(Base)["static"]
+        foreign = staticmethod(lambda value: "foreign")
+        Base.static = foreign  # type: ignore[method-assign]
+        with Patch(Base, "static", marking("b")):
+            assert Base.static("x") == "b(foreign)"
+        assert vars(Base)["static"] is foreign
+        Base.static = below  # type: ignore[method-assign]
+    assert vars(Base)["static"] is before
+
+
 def test_threads_that_come_and_go_leave_nothing_behind() -> None:
     before = vars(Base)["static"]
     shared = Patch(Base, "static", marking("s"))

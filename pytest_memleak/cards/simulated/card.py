@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.capping import enforced
+from pytest_memleak.cards.room import Room, of_cuda
 from pytest_memleak.cards.simulated.features import reason_of
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.profiles import MOST_MEMORY
@@ -44,6 +45,9 @@ class SimulatedCard:
     def gauges(self) -> list[SharedGauge]:
         made = self._simulation
         return [simulated(made.allocator(index), made.unknowns, made.margins) for index in range(len(made.cards))]
+
+    def room(self, index: int, cap: Cap | None) -> Room | None:
+        return of_cuda(index, cap)
 
     def recordings(self) -> list[Recording]:
         return [SimulatedRecording(self._simulation, index) for index in range(len(self._simulation.cards))]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_memleak.cards.simulated import torch_inside
-from pytest_memleak.cards.simulated.imports import AfterImport
+from pytest_memleak.upstream.imports import AfterImport
 from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pytest_memleak.cards.allocator.allocator import Allocator
 from pytest_memleak.cards.simulated.margins import Margins
 from pytest_memleak.cards.simulated.unknowns import Unknowns
 from pytest_memleak.meters.accelerator import AcceleratorMemory
-from pytest_memleak.meters.gauge import PREDICTED, Levels, SharedGauge
+from pytest_memleak.meters.gauge import SharedGauge
+from pytest_memleak.meters.reading import PREDICTED, Levels
 
 
 class SimulatedMemory(AcceleratorMemory):

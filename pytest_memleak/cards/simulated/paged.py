@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pytest_memleak.cards.simulated.imports import AfterImport
+from pytest_memleak.upstream.imports import AfterImport
 from pytest_memleak.upstream.patches import Patch
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pytest_memleak.cards.simulated.imports import AfterImport
+from pytest_memleak.upstream.imports import AfterImport
 from pytest_memleak.upstream.patches import Patch
 
 # Their jobs are independent of what the thread that hands them out does next, so that it may wait for each.

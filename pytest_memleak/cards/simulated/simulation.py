@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,18 @@ _BAD_FORK = (
     "method"
 )
 """As torch says it."""
+
+
+@dataclass
+class _Told:
+    """A card that a program is told to be smaller."""
+
+    room: int
+    """What may be reserved there at most."""
+    total: int
+    """The size that is told."""
+    fraction: float = 1.0
+    """What the program itself has set, of that size."""
 
 
 class Simulation:
@@ -147,7 +160,7 @@ class Simulation:
         cards: Sequence[Profile],
         allocators: list[Allocator],
         places: Sequence[int],
-        told: dict[int, tuple[int, int]],
+        told: dict[int, _Told],
         user: int | None,
     ) -> None:
         self.cards = tuple(cards)
@@ -155,7 +168,7 @@ class Simulation:
         self._places = tuple(places)
         """Where in the address space each card's memory is."""
         self._told = told
-        """Of a card that a program is told to be smaller: what may be reserved there, and the size that is told."""
+        """By device."""
         self._user = user
         """The process that has taken memory there: its forked children may not use these cards."""
         self._choices = Choices(self._native, self.cards, self.presumptions)
@@ -211,14 +224,14 @@ class Simulation:
         allocator = self.allocator(device)
         if allocator.device not in self._told:
             return allocator.free_on_card, allocator.total
-        room, total = self._told[allocator.device]
-        return max(0, min(allocator.free_on_card, room - allocator.reserved)), total
+        told = self._told[allocator.device]
+        return max(0, min(allocator.free_on_card, told.room - allocator.reserved)), told.total
 
     @contextlib.contextmanager
     def telling(self, cap: Cap, rooms: dict[int, int]) -> Iterator[None]:
         """Until the end programs are told of cards as big as the cap, if they are to be told."""
         before = self._told
-        self._told = {index: (room, cap.bytes) for index, room in rooms.items()} if cap.told else {}
+        self._told = {index: _Told(room, cap.bytes) for index, room in rooms.items()} if cap.told else {}
         try:
             yield
         finally:
@@ -236,10 +249,16 @@ class Simulation:
 
     def set_fraction(self, fraction: float, device: int) -> None:
         allocator = self.allocator(device)
-        allocator.cap = int(fraction * allocator.total)
+        if (told := self._told.get(allocator.device)) is None:
+            allocator.cap = int(fraction * allocator.total)
+            return
+        told.fraction = fraction
+        allocator.cap = min(told.room, int(fraction * told.total))
 
     def fraction(self, device: int) -> float:
         allocator = self.allocator(device)
+        if (told := self._told.get(allocator.device)) is not None:
+            return told.fraction
         return 1.0 if allocator.cap is None else allocator.cap / allocator.total
 
     def size_workspaces(self) -> None:
@@ -287,7 +306,7 @@ class Simulation:
         card = self.cards[index]
         return SimpleNamespace(
             name=card.name,
-            total_memory=self._told[index][1] if index in self._told else card.total,
+            total_memory=self._told[index].total if index in self._told else card.total,
             major=card.capability[0],
             minor=card.capability[1],
             multi_processor_count=card.processors,

@@ -29,12 +29,15 @@ function byDevice(test) {
   return charts.sort((one, other) => weight(one) - weight(other));
 }
 
+/** What is held at the end, and a request that may never have been had, are no heights of a curve. */
+const NO_LEVELS = ["max_leak", "allocator_warmup"];
+
 /** The peaks and limits that belong to a device's curves. Of a host peak growth is told: here it stands on its base. */
 function marksOf(test, device, curves, devices) {
   const known = (result) => devices.has(result.device) ? result.device : devices.has(LIKE[result.device]) ? LIKE[result.device] : null;
   const only = devices.size === 1 ? device : null; // an out-of-memory names no device
   return test.results
-    .filter((result) => result.check !== "max_leak" && result.measured !== undefined)
+    .filter((result) => !NO_LEVELS.includes(result.check) && result.measured !== undefined)
     .filter((result) => (result.device ? known(result) : only) === device)
     .map((result) => {
       const base = result.check === "max_host_peak" ? result.base || 0 : 0;
