@@ -46,6 +46,9 @@ def test_with_the_bug_sources_pile_up(loads: Loads) -> None:
     # How far the threads get is a race, so that upstream's own limit may hold or not; it is no more than just broken.
     loose = results.pop(LOOSE)
     assert loose["measured"] < 1.01 * loose["limit"]["bytes"]
+    # torch casts on the CPU what goes to a card as another type: the threads may be no faster than the quantizing.
+    cast = results.pop("test_four_bits_and_a_cast")
+    assert cast["measured"] > KEPT["test_four_bits_and_a_cast"]
     assert verdicts(results) == dict.fromkeys(results, "fail")
     assert "out of memory under the cap of 32 GiB" in results["test_63_gib_of_fp16_under_32"]["message"]
     assert results["test_four_bits"]["measured"] > 2 * KEPT["test_four_bits"]
