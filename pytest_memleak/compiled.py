@@ -10,7 +10,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from pytest_memleak.caches import cache_folder
 from pytest_memleak.errors import Unavailable
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -75,7 +75,7 @@ class Compiled:
                 *(source.read_text(encoding="utf-8") for source in (*self.sources, *self.headers)),
             )
         )
-        return _cache_folder(self.words) / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+        return cache_folder(self.words) / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
 
     def _command(self, compiler: list[str], output: str) -> list[str]:
         root = Path(torch.__file__).parent
@@ -129,23 +129,6 @@ class Compiled:
             raise Unavailable(f"the C++ compiler {shlex.join(compiler)} cannot be run: {error}") from error
         finally:
             built.unlink(missing_ok=True)
-
-
-def _cache_folder(words: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "pytest-memleak"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise Unavailable(f"{words} has no cache folder: {error}; set XDG_CACHE_HOME to one") from error
-    # Code is loaded from here: nobody else may put any in.
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Unavailable(
-            f"{folder} belongs to another user or can be written by others, so no code is loaded from it; "
-            "run chmod 700 on it, or set XDG_CACHE_HOME to a folder of your own"
-        )
-    return folder
 
 
 def _compiler(words: str) -> list[str]:

@@ -32,7 +32,7 @@ for found in pkgutil.walk_packages(pytest_memleak.__path__, "pytest_memleak."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.fake_releases"]
 
 # What pytest-asyncio asks every project to say, or it warns.
 _ASYNCIO = ("-o", "asyncio_default_fixture_loop_scope=function") if find_spec("pytest_asyncio") else ()

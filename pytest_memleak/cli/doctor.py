@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -15,6 +16,12 @@ from pytest_memleak.cli.software import SOFTWARE, basics, companions, torch_here
 from pytest_memleak.cli.upstream import upstream
 
 SCHEMA = "pytest-memleak-doctor/1"
+
+
+def run(chosen: argparse.Namespace) -> tuple[str, int]:
+    """What to print, and the exit status."""
+    findings = examine()
+    return (as_json(findings) if chosen.json else as_text(findings)), exit_status(findings)
 
 
 def examine() -> list[Finding]:

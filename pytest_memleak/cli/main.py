@@ -8,7 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from pytest_memleak.cli import doctor, predict
+from pytest_memleak.cli import bisect, doctor, matrix, predict
+
+_TAKE_PYTEST = ("matrix", "bisect")
+_RUN = {"doctor": doctor.run, "predict": predict.run, "matrix": matrix.run, "bisect": bisect.run}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,13 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         # A driver's message may hold what the terminal's encoding lacks: better shown escaped than not at all.
         sys.stdout.reconfigure(errors="backslashreplace")
-    chosen = _parser().parse_args(arguments)
-    if chosen.command == "predict":
-        text, status = predict.run(chosen)
-    else:
-        findings = doctor.examine()
-        text = doctor.as_json(findings) if chosen.json else doctor.as_text(findings)
-        status = doctor.exit_status(findings)
+    said = list(sys.argv[1:] if arguments is None else arguments)
+    for_pytest: list[str] = []
+    if said[:1] and said[0] in _TAKE_PYTEST and "--" in said:
+        # Parted here: what argparse makes of "--" before a command's arguments differs between releases of Python.
+        at = said.index("--")
+        said, for_pytest = said[:at], said[at + 1 :]
+    chosen = _parser().parse_args(said)
+    chosen.pytest = for_pytest
+    try:
+        text, status = _RUN[chosen.command](chosen)
+    except KeyboardInterrupt:
+        print("memleak: interrupted", file=sys.stderr)
+        return 130  # as a shell has it
     try:
         if text:
             print(text, flush=True)
@@ -43,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = commands.add_parser("doctor", help="what can be measured on this machine", description=about)
     command.add_argument("--json", action="store_true", help="print the same as data")
-    predict.add_to(commands)
+    for module in (predict, matrix, bisect):
+        module.add_to(commands)
     return parser
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,12 +170,14 @@ def test_of_a_package_that_is_not_there(upstream: SimpleNamespace) -> None:
 
 
 def test_every_fix_can_be_found_and_says_what_it_is() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "fixes.md").read_text(encoding="utf-8")
     for name in fixes.names():
         fix = fixes.find(name)
         assert fix.name == name
         assert fix.mends
         assert all(link.startswith("https://") for link in fix.links)
         assert fix.affected
+        assert f"| `{name}` |" in told, "docs/fixes.md lists every fix"
     with pytest.raises(BadInput, match=f"there is no fix 'mend_all'; there are {fixes.names()[0]}"):
         fixes.apply("mend_all")
 

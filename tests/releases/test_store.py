@@ -1,0 +1,97 @@
+"""What is found again of what was run, and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_memleak.releases import store as stores
+from pytest_memleak.releases.cell import Cell, Environment, Outcome, Run
+from pytest_memleak.releases.store import Store
+
+RUN = Run(Environment((("lib", "1.0"),), ("dep",)), ("t.py",), ("t.py",))
+DONE = Outcome(RUN, (Cell((("lib", "1.0"),), "t.py::t", "pass"),), complete=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path / "tests")
+    Path("t.py").write_text("def test_t(): pass")
+    stores._digests.clear()  # kept for the length of one call
+    yield Store(tmp_path / "kept")
+    stores._digests.clear()
+
+
+def test_a_run_that_is_complete_is_found_again(store: Store) -> None:
+    assert store.get(RUN) is None
+    store.put(DONE)
+    again = store.get(RUN)
+    assert again is not None
+    assert [(cell.verdict, bool(cell.stored)) for cell in again.cells] == [("pass", True)]
+    assert Store(store.folder, fresh=True).get(RUN) is None
+    store.forget([RUN])
+    assert store.get(RUN) is None
+
+
+def test_one_that_is_not_complete_is_not_kept(store: Store) -> None:
+    store.put(dataclasses.replace(DONE, complete=False))
+    assert store.get(RUN) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"arguments": ("t.py", "-x")},
+        {"attempt": 2},
+        {"environment": Environment((("lib", "1.1"),), ("dep",))},
+        {"environment": Environment((("lib", "1.0"),), ("dep>1",))},
+        {"environment": Environment((("lib", "1.0"),), ("dep",), "3.12")},
+    ],
+)
+def test_another_run_is_another(store: Store, other: dict[str, object]) -> None:
+    store.put(DONE)
+    assert store.get(dataclasses.replace(RUN, **other)) is None  # type: ignore[arg-type]
+
+
+def test_what_decides_it_and_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put(DONE)
+    with monkeypatch.context() as patched:
+        patched.setenv("MEMLEAK_MODE", "report")
+        assert store.get(RUN) is None
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_memleak.releases.package.fingerprint", lambda: "another")
+        assert store.get(RUN) is None
+    assert store.get(RUN) is not None
+    Path("helper.py").touch()
+    stores._digests.clear()
+    assert store.get(RUN) is None
+
+
+def test_what_is_old_or_damaged_is_run_anew(store: Store) -> None:
+    store.put(DONE)
+    assert store.folder is not None
+    (file,) = store.folder.iterdir()
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"when": "2020-01-01T00:00:00+00:00"}))
+    assert store.get(RUN) is None
+    file.write_text("{")
+    assert store.get(RUN) is None
+
+
+def test_where_nothing_can_be_kept_it_says_why(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_MOST_FILES", 0)
+    store.put(DONE)
+    assert store.get(RUN) is None
+    assert "more than 0 files lie below" in store.problem
+    monkeypatch.undo()
+    file = store.folder
+    assert file is not None
+    monkeypatch.chdir(file.parent / "tests")
+    file.write_text("no folder")
+    store.put(DONE)
+    assert "could not be written" in store.problem
