@@ -1,4 +1,4 @@
-"""The cases warmup_cap and warmup_free on the installed release: red as it is or with the bug put back, green mended.
+"""The cases of the allocator warm-up on the installed release: red as it is or with the bug put back, green mended.
 
 On the simulated card, with the test file that `memleak matrix` runs on released versions.
 """
@@ -31,10 +31,10 @@ Loads = Callable[..., dict[str, dict[str, Any]]]
 def loads(pytester: pytest.Pytester, records: Records) -> Loads:
     """Runs the loads under these marks, and gives the results of their warm-ups."""
 
-    def run(*marks: str) -> dict[str, dict[str, Any]]:
+    def run(*marks: str, only: str = "not four_bits") -> dict[str, dict[str, Any]]:
         text = f"{LOADS.read_text(encoding='utf-8')}\npytestmark = [{', '.join(marks)}]\n"
         pytester.makepyfile(test_loads=text)
-        arguments = ("-p", "no:cacheprovider", "--gpu-backend=simulated:h200", "--memleak-json=out.json")
+        arguments = ("-p", "no:cacheprovider", "--gpu-backend=simulated:h200", "--memleak-json=out.json", "-k", only)
         result = pytester.runpytest_subprocess(*arguments)
         found = {name: test["results"] for name, test in records().items()}
         assert all(len(results) == 1 for results in found.values()), "\n".join(result.outlines)
@@ -68,6 +68,16 @@ def test_mended(loads: Loads, marks: tuple[str, ...]) -> None:
     found = loads(*marks)
     assert verdicts(found) == {CAP: "pass", FREE: "pass"}
     assert [result["measured"] for result in found.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("marks", [(), (FIX,)], ids=["as it is", "fix"])
+def test_a_load_in_four_bits_that_fits(loads: Loads, marks: tuple[str, ...]) -> None:
+    pytest.importorskip("bitsandbytes")
+    release = tuple(map(int, transformers.__version__.split(".")[:2]))
+    if (5, 0) <= release < (5, 4):
+        pytest.skip("a load in 4 bits piles weights up in these releases, and does not get through")
+    dies = not marks and (4, 51) <= release < (5, 0)
+    assert verdicts(loads(*marks, only="four_bits")) == {"test_four_bits_under_a_cap": "fail" if dies else "pass"}
 
 
 def test_the_environment_overrules_the_fix(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
