@@ -181,12 +181,16 @@ class _Explanation:
         storage = self._pending[key]
         holder = self._search.holder_of(storage.tensors)
         if holder.kind in ("named", "unnamed"):
+            found = self._held_alike(holder)
+            # Of several of a size the first in its container is named, whichever was met first: in every run the same.
+            first = next((one for one in found if self._same_size(one, key)), key)
+            if first != key and (other := self._search.holder_of(self._pending[first].tensors)).kind == holder.kind:
+                storage, holder = self._pending[first], other
             path = self._objects(holder.path)
             text = describe(path, self._root(holder), beside=beside(path, storage.tensors))
             if holder.cycle:
                 text += " (in a reference cycle that the collector has not freed)"
-            found = alike(named_parts(path), self._storage_of)
-            self._settle(text, [key, *(self._storage_of[tensor] for tensor in found)], example=True)
+            self._settle(text, [key, *found], example=True)
             return
         link = self._link(key, holder)
         if link is not None:
@@ -202,6 +206,12 @@ class _Explanation:
             words = f" ({describe(path)})" if len(path) > 1 else ""
             alike_keys = [self._storage_of[tensor] for tensor in found]
             self._settle(self._unknown + words, [key, *alike_keys], example=bool(words))
+
+    def _held_alike(self, holder: Holder) -> list[int]:
+        return [self._storage_of[tensor] for tensor in alike(named_parts(self._objects(holder.path)), self._storage_of)]
+
+    def _same_size(self, one: int, key: int) -> bool:
+        return one in self._pending and self._pending[one].nbytes == self._pending[key].nbytes
 
     def _settle(self, text: str, keys: Sequence[int], example: bool = False) -> None:
         owner = self._owners.setdefault(text, _Owner(example))
