@@ -181,7 +181,7 @@ class _Explanation:
         storage = self._pending[key]
         holder = self._search.holder_of(storage.tensors)
         if holder.kind in ("named", "unnamed"):
-            found = self._held_alike(holder)
+            found = self._held_alike(named_parts(self._objects(holder.path)))
             # Of several of a size the first in its container is named, whichever was met first: in every run the same.
             first = next((one for one in found if self._same_size(one, key)), key)
             if first != key and (other := self._search.holder_of(self._pending[first].tensors)).kind == holder.kind:
@@ -202,13 +202,12 @@ class _Explanation:
             self._settle(self._out_of_time if self._search.over else f"{_UNTRACED}too many objects refer to it", [key])
         else:
             path = named_parts(self._objects(holder.path))
-            found = alike(path, self._storage_of) if len(path) > 1 else iter(())
             words = f" ({describe(path)})" if len(path) > 1 else ""
-            alike_keys = [self._storage_of[tensor] for tensor in found]
-            self._settle(self._unknown + words, [key, *alike_keys], example=bool(words))
+            found = self._held_alike(path) if words else []
+            self._settle(self._unknown + words, [key, *found], example=bool(words))
 
-    def _held_alike(self, holder: Holder) -> list[int]:
-        return [self._storage_of[tensor] for tensor in alike(named_parts(self._objects(holder.path)), self._storage_of)]
+    def _held_alike(self, path: Sequence[object]) -> list[int]:
+        return [self._storage_of[tensor] for tensor in alike(path, self._storage_of)]
 
     def _same_size(self, one: int, key: int) -> bool:
         return one in self._pending and self._pending[one].nbytes == self._pending[key].nbytes
