@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_memleak.fixes._model_names import names, normalized
+from pytest_memleak.upstream.model_names import names, normalized
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "gpt_oss", "GPT-OSS", " Gpt_Oss ", "gpt oss"])

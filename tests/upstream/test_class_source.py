@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_memleak.fixes._class_source import UnknownDecorator, resolvable
+from pytest_memleak.upstream.class_source import UnknownDecorator, resolvable
 
 SOURCE = textwrap.dedent(
     '''
