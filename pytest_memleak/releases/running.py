@@ -112,7 +112,9 @@ class Workshop:
                 shutil.rmtree(folder, ignore_errors=True)
         for at, run in runs.items():
             if at not in outcomes:
-                outcomes[at] = self._told(not_run(run, reason))
+                # After Ctrl-C the table says which cells are left: a line for each would push away what was done.
+                left = not_run(run, reason)
+                outcomes[at] = expecting(left) if reason == INTERRUPTED else self._told(left)
         return outcomes
 
     def _told(self, outcome: Outcome) -> Outcome:
