@@ -133,6 +133,8 @@ def memleak_bug(*names: str, flavour: str | None = None) -> Callable[[str], Part
     """
     _known_fixes(names, "memleak_bug")
     if flavour is not None:
+        if not isinstance(flavour, str):
+            raise BadInput(f"flavour={flavour!r} is not a name")
         if len(names) > 1:
             raise BadInput(f"flavour={flavour!r} of which? One name goes with a flavour")
         _check_flavour(names[0], flavour)

@@ -10,8 +10,10 @@ import torch
 
 from pytest_memleak.cards.card import Card
 from pytest_memleak.cards.room import Room
+from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.plan import Cap, Plan
+from pytest_memleak.upstream.targets import as_accelerator
 from pytest_memleak.upstream.warmup import Around, WarmupSpy
 
 
@@ -106,8 +108,17 @@ class Warmups:
         asked = [ask.device for ask in self._spy.asks]
         return [self._of(device) for device in dict.fromkeys([*named, *seen, *asked])]
 
-    def __getitem__(self, device: str) -> DeviceWarmup:
-        return next((one for one in self.devices if one.device == device), DeviceWarmup(device, called=False))
+    def __getitem__(self, device: str | int | torch.device) -> DeviceWarmup:
+        if why := self._spy.missing or ("the CPU is never warmed up" if self._card.backend == "cpu" else ""):
+            raise Inconclusive(f"warmup_spy[{device!r}]: {why}")
+        devices = self.devices
+        wanted = str(as_accelerator(device))
+        found = next((one for one in devices if one.device == wanted), None)
+        if found is None:
+            raise BadInput(
+                f"warmup_spy[{device!r}]: there is {', '.join(one.device for one in devices) or 'no device'}"
+            )
+        return found
 
     def __repr__(self) -> str:
         return f"<warm-ups of {self.loads} loads: {', '.join(map(str, self.devices))}>"

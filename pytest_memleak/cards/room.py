@@ -44,7 +44,7 @@ def of_allocator(
         if cap.free is not None and not cap.told and limit is not None and limit < cap.bytes:
             # Somebody else occupies the rest: that is what the limit stands for, and the card is as big as the cap.
             free, limit = min(free, max(0, limit - reserved)), cap.bytes
-        limit = min(limit or cap.bytes, cap.bytes)
+        limit = cap.bytes if limit is None else min(limit, cap.bytes)
     return Room(total, limit, allocated, free + unused)
 
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from pytest_memleak.fixes.frame import Applied, Fix
 
 __all__ = ["apply", "find", "names"]
+
+_in_force: set[ExitStack] = set()
+"""What `apply` did and nobody has undone."""
 
 
 def names() -> tuple[str, ...]:
@@ -43,6 +48,9 @@ def apply(name: str) -> Applied:
 
     undo = ExitStack()
     applied = undo.enter_context(find(name).fixed())
+    # Whoever drops the result wants the fix to stay: what nothing holds would be collected, and undone by that.
+    _in_force.add(undo)
+    undo.callback(_in_force.discard, undo)
     applied.undo_with(undo.close)
     # A program that patches its libraries should say so without being asked; that nothing was done is no news.
     logging.getLogger(__name__).log(logging.WARNING if applied.patched else logging.INFO, "%s", applied)

@@ -16,7 +16,7 @@ from pytest_memleak.cards.room import room_of
 from pytest_memleak.fixes.warmup_guard import RESERVE, SMALL_CARD, mode
 from pytest_memleak.upstream.patches import Patch
 from pytest_memleak.upstream.targets import as_accelerator
-from pytest_memleak.upstream.warmup import MODULE, device_map_of
+from pytest_memleak.upstream.warmup import MODULE, WARM_UP, device_map_of
 
 GUARDED = "__allocator_warmup_guard__"
 """On the guard itself: one is enough, whoever put it there."""
@@ -138,7 +138,9 @@ def told_that_all_is_free(found: Callable[..., Any]) -> Callable[..., Any]:
 def _all_free(found: Callable[..., Any]) -> Callable[..., tuple[int, int]]:
     @functools.wraps(found)
     def mem_get_info(*args: Any, **kwargs: Any) -> tuple[int, int]:
-        total = found(*args, **kwargs)[1]
-        return total, total
+        free, total = found(*args, **kwargs)
+        # The warm-up alone is deceived: whoever watches it reads what there is.
+        asks = sys._getframe(1).f_code.co_name == WARM_UP
+        return (total if asks else free), total
 
     return mem_get_info

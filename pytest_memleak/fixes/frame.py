@@ -158,15 +158,21 @@ class Fix:
         wanted = self._wanted_bugs[-1] if self._wanted_bugs else None
         mending = self._fixers > 0 and (wanted is not None or bool(self._require_affected_here()))
         if wanted != self._bug_in_force:
-            self._mend_patched = _emptied(self._mend)
-            self._bug_patched, self._bug_in_force = _emptied(self._bug), None
+            self._unmend()
+            # Forgotten first: if something goes wrong at the end of a patch, the next one must not be left out.
+            self._bug_patched, self._bug_in_force = (), None
+            self._bug.close()
             if wanted is not None:
                 self._bug_patched = self._entered(self._bugs[wanted], self._bug)
                 self._bug_in_force = wanted
         if not mending:
-            self._mend_patched = _emptied(self._mend)
+            self._unmend()
         elif not self._mend_patched:
             self._mend_patched = self._entered(self._patches, self._mend)
+
+    def _unmend(self) -> None:
+        self._mend_patched = ()
+        self._mend.close()
 
     def _entered(self, patches: Patches, into: ExitStack) -> tuple[str, ...]:
         self._require_installed()
@@ -212,8 +218,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _emptied(stack: ExitStack) -> tuple[str, ...]:
-    stack.close()
-    return ()

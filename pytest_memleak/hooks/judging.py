@@ -170,6 +170,8 @@ def _judge_cap(test: RunningTest) -> list[CheckResult]:
     if test.plan.cap_is_asked and (doubts := _doubts(test)):
         return [inconclusive("gpu_cap", f"{'; '.join(doubts)}: the cap did not bind it")]
     if test.info.enforcement.startswith("enforced"):
+        if lifted := [reading for reading in _card_readings(test) if reading.peak["reserved"] > cap.bytes]:
+            return [_lifted(cap, reading) for reading in lifted]
         return [
             inconclusive(
                 "gpu_cap",
@@ -194,6 +196,21 @@ def _judge_cap(test: RunningTest) -> list[CheckResult]:
         )
         for reading in over
     ]
+
+
+def _lifted(cap: Cap, reading: Reading) -> CheckResult:
+    reserved = reading.peak["reserved"]
+    return CheckResult(
+        "gpu_cap",
+        "fail",
+        f"gpu_cap FAILED: {size(reserved)} > cap {size(cap.bytes)} (reserved on {reading.device}, {reading.how})",
+        device=reading.device,
+        kind="reserved",
+        how=reading.how,
+        measured=reserved,
+        details=("the cap had no longer any effect: the program has set a larger one itself",),
+        advice="leave out set_per_process_memory_fraction in this test, or give it a card of that size",
+    )
 
 
 def _room(cap: Cap, reading: Reading) -> int:

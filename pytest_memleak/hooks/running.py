@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -187,12 +188,13 @@ class RunningTest:
         self.explaining.end()
         for replaced in ("teardown", "runtest"):
             self.item.__dict__.pop(replaced, None)
-        self.measurement.close()
-        if self.live is not None:
-            self.live.hide()
-        self.upstream.end()
-        self.expected.end()
-        self.names.end()
+        with contextlib.ExitStack() as undo:  # each of them, whatever another one raises
+            undo.callback(self.names.end)
+            undo.callback(self.expected.end)
+            undo.callback(self.upstream.end)
+            if self.live is not None:
+                undo.callback(self.live.hide)
+            undo.callback(self.measurement.close)
 
     def judge_block(self, results: list[CheckResult]) -> None:
         """A limit on a part of the body: it ends the test where it breaks, but for report mode."""

@@ -8,6 +8,7 @@ graph and gradients, which C++ holds; a reference cycle; and what remains is C++
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ _UNKNOWN_YET = "held by an expression that runs, from C++, or unknown"
 _UNTRACED = "not traced: "
 _FEW = 100
 """At a peak, who holds less than such a part of it is not named: many tensors are alive that nobody asks about."""
+_INDEX = re.compile(r"\[[^\]]*\]")
 _ROUNDING = 512  # bytes up to which a device's allocator rounds each block
 
 
@@ -182,14 +184,13 @@ class _Explanation:
         holder = self._search.holder_of(storage.tensors)
         if holder.kind in ("named", "unnamed"):
             found = self._held_alike(named_parts(self._objects(holder.path)))
+            text = self._named(holder, storage)
             # Of several of a size the first in its container is named, whichever was met first: in every run the same.
             first = next((one for one in found if self._same_size(one, key)), key)
             if first != key and (other := self._search.holder_of(self._pending[first].tensors)).kind == holder.kind:
-                storage, holder = self._pending[first], other
-            path = self._objects(holder.path)
-            text = describe(path, self._root(holder), beside=beside(path, storage.tensors))
-            if holder.cycle:
-                text += " (in a reference cycle that the collector has not freed)"
+                named = self._named(other, self._pending[first])
+                # It may have a better name besides, which says nothing of the others.
+                text = named if _INDEX.sub("[]", named) == _INDEX.sub("[]", text) else text
             self._settle(text, [key, *found], example=True)
             return
         link = self._link(key, holder)
@@ -205,6 +206,11 @@ class _Explanation:
             words = f" ({describe(path)})" if len(path) > 1 else ""
             found = self._held_alike(path) if words else []
             self._settle(self._unknown + words, [key, *found], example=bool(words))
+
+    def _named(self, holder: Holder, storage: _Storage) -> str:
+        path = self._objects(holder.path)
+        text = describe(path, self._root(holder), beside=beside(path, storage.tensors))
+        return text + (" (in a reference cycle that the collector has not freed)" if holder.cycle else "")
 
     def _held_alike(self, path: Sequence[object]) -> list[int]:
         return [self._storage_of[tensor] for tensor in alike(path, self._storage_of)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,12 @@ def resolvable(source: str, namespace: Mapping[str, Any]) -> str:
         around = own | {name for scope in _scopes(tree, node) for inner in scope.body for name in _bound(inner)}
         for decorator in node.decorator_list:
             path = _path(decorator)
-            if path is None or path[0] in around or _resolves(path, namespace):
+            if path is None:
+                raise UnknownDecorator(
+                    f"a decorator of {node.name} (line {decorator.lineno}) is no plain name, and what it is cannot be "
+                    "told: give it one"
+                )
+            if path[0] in around or _resolves(path, namespace):
                 continue
             if path[-1] not in DISPENSABLE:
                 raise UnknownDecorator(
@@ -43,7 +49,7 @@ def resolvable(source: str, namespace: Mapping[str, Any]) -> str:
                     "be: import it there"
                 )
             gone |= set(range(decorator.lineno, (decorator.end_lineno or decorator.lineno) + 1))
-    lines = source.splitlines(keepends=True)
+    lines = io.StringIO(source).readlines()  # as ast counts them: splitlines knows more ends of a line
     return "".join(line for number, line in enumerate(lines, start=1) if number not in gone)
 
 

@@ -40,7 +40,10 @@ class AfterImport(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self._patches:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
+        if self not in sys.meta_path:
+            return None  # it has ended in another thread meanwhile
+        # Those that come after it: what came before asks this one, and would be asked by it without end.
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
             self._follow(spec)

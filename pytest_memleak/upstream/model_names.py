@@ -19,5 +19,6 @@ def normalized(name: str) -> str:
 def names(text: str, family: str) -> bool:
     """Whether a path, a hub id or a variable's value is about a family: ``unsloth/gpt-oss-20b`` is a ``gpt_oss``."""
     wanted = normalized(family)
-    # Not within a longer word: "opt" is no part of "optimus".
-    return bool(wanted) and re.search(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z])", normalized(text)) is not None
+    # Not within a longer word or number: "opt" is no part of "optimus", nor "llama-3" of "llama-30b".
+    end = "[a-z0-9]" if wanted[-1:].isdigit() else "[a-z]"
+    return bool(wanted) and re.search(rf"(?<![a-z0-9]){re.escape(wanted)}(?!{end})", normalized(text)) is not None

@@ -49,14 +49,25 @@ class Patch:
 
     `wrap` gets the plain function of a classmethod or staticmethod, and may be called again when a patch below goes.
     With `own`, only an attribute of `owner` itself counts: for one that is absent or inherited `wrap` gets None.
+    With `yields`, what somebody else put there meanwhile stays; what was wrapped has to be harmless then.
     """
 
-    def __init__(self, owner: Any, name: str, wrap: Wrap, *, parameters: Iterable[str] = (), own: bool = False) -> None:
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        wrap: Wrap,
+        *,
+        parameters: Iterable[str] = (),
+        own: bool = False,
+        yields: bool = False,
+    ) -> None:
         self.owner = owner
         self.name = name
         self._wrap = wrap
         self._parameters = tuple(parameters)
         self._own = own
+        self._yields = yields
         self._depth = 0
 
     def __enter__(self) -> Patch:
@@ -105,16 +116,18 @@ class Patch:
             below = layer.below  # that of the next layer, or what somebody else put on it before this one came
         if not layers:
             del _sites[key]
-        if foreign:
+        if foreign and self._yields:
+            return
+        if below is not _ABSENT:
+            setattr(self.owner, self.name, below)
+        elif self.name in vars(self.owner):
+            delattr(self.owner, self.name)
+        if foreign:  # the last step: where warnings are errors, all is as it was by now
             warnings.warn(
                 f"{self} was replaced by somebody else while it was patched; what was there before is back",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        if below is not _ABSENT:
-            setattr(self.owner, self.name, below)
-        elif self.name in vars(self.owner):
-            delattr(self.owner, self.name)
 
     def _inherited(self) -> Any:
         look_up = inspect.getattr_static if isinstance(self.owner, type) else getattr

@@ -70,7 +70,7 @@ class Load:
 
     place: str
     reached: bool = False
-    """It came to where weights are read, past which no warm-up follows."""
+    """Its weights were read: no warm-up follows. One that died before may have died before its warm-up."""
     warmups: list[Warmup] = field(default_factory=list)
 
 
@@ -87,6 +87,7 @@ class WarmupSpy:
         self._room_of = room_of
         self._around = around
         self._paused = False
+        self._over = False
         self._thread = threading.local()
         self._watching = AfterImport({MODULE: self._patches})
 
@@ -97,6 +98,7 @@ class WarmupSpy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over = True
         self._watching.__exit__(kind, error, trace)
 
     def pause(self) -> None:
@@ -114,12 +116,16 @@ class WarmupSpy:
         return [ask for warmup in self.warmups for ask in warmup.asks]
 
     def _patches(self, module: ModuleType) -> Iterator[Patch]:
-        base = module.PreTrainedModel
+        base = getattr(module, "PreTrainedModel", None)
+        if base is None:  # a stand-in for transformers
+            self.missing = f"{MODULE} has no PreTrainedModel"
+            return
         yield Patch(base, "from_pretrained", self._from_pretrained)
         if hasattr(base, "_load_pretrained_model"):
             yield Patch(base, "_load_pretrained_model", self._read_weights)
         if hasattr(module, WARM_UP):
-            yield Patch(module, WARM_UP, self._warm_up)
+            # A library that is imported now may patch it for good, and is not to lose that at the end of a test.
+            yield Patch(module, WARM_UP, self._warm_up, yields=True)
         else:
             self.missing = f"this transformers has no {WARM_UP}"
 
@@ -155,9 +161,10 @@ class WarmupSpy:
         @functools.wraps(found)
         def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
+            result = found(*args, **kwargs)
             if (load := self._running()) is not None:
                 load.reached = True
-            return found(*args, **kwargs)
+            return result
 
         return _load_pretrained_model
 
@@ -167,7 +174,7 @@ class WarmupSpy:
         @functools.wraps(found)
         def caching_allocator_warmup(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            if self._paused:
+            if self._paused or self._over:
                 return found(*args, **kwargs)
             devices = accelerators_of(device_map_of(args, kwargs))
             warmup = Warmup({str(device): self._room_of(device) for device in devices}, f"{WARM_UP}({names})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import threading
@@ -202,6 +203,30 @@ def test_a_program_s_own_fix_stays_until_it_is_undone(
     assert upstream.load is load
     applied.undo()
     assert upstream.load is load
+
+
+def test_a_fix_that_nobody_keeps_stays(upstream: SimpleNamespace, listed: Fix) -> None:
+    fixes.apply("pile")
+    gc.collect()
+    assert upstream.load("m") == ["m", "mended pile"]
+    (undo,) = fixes._in_force
+    undo.close()
+    assert upstream.load is load
+    assert not fixes._in_force
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_patch_that_ends_with_an_error_does_not_end_the_fix_for_good(upstream: SimpleNamespace) -> None:
+    fix = fix_for(upstream, EVERY)
+    entered = fix.fixed()
+    entered.__enter__()
+    upstream.load = lambda model: [model, "somebody else's"]
+    with pytest.raises(RuntimeWarning, match="was replaced by somebody else"):
+        entered.__exit__(None, None, None)
+    assert upstream.load is load
+    with fix.fixed() as applied:
+        assert upstream.load("m") == ["m", "mended pile"]
+        assert applied.patched
 
 
 PROJECT = """

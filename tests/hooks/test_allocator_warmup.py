@@ -235,3 +235,57 @@ def test_the_rest_is_too_much(memory):
     result.stdout.fnmatch_lines(["*allocator warm-up is not counted; with the warm-up: 8 GiB"])
     (explained,) = (one["results"][0]["at_peak"] for name, one in records().items() if name.endswith("much"))
     assert [group["bytes"] for group in explained] == [3 * 2**30]
+
+
+def test_what_would_be_a_false_green(run_apart: Run) -> None:
+    result = run_apart(
+        LOAD
+        + """
+@pytest.mark.gpu_cap("16G")
+@pytest.mark.allocator_warmup("skipped")
+def test_a_load_that_dies_before_its_warm_up(checkpoint, monkeypatch):
+    import transformers.modeling_utils as modeling
+    monkeypatch.setattr(modeling, "caching_allocator_warmup", None)
+    def dies(*args, **kwargs):
+        raise RuntimeError("before the warm-up")
+    monkeypatch.setattr(modeling, "expand_device_map", dies)
+    with pytest.raises(RuntimeError, match="before the warm-up"):
+        load(checkpoint)
+
+@pytest.mark.gpu_cap("4G", told=False)
+def test_a_program_that_lifts_its_cap(card):
+    torch.cuda.set_per_process_memory_fraction(0.9)
+    torch.empty(8 * GIB, dtype=torch.uint8, device=card.device)
+
+@pytest.mark.gpu_cap("16G")
+def test_one_device_in_its_spellings(checkpoint, warmup_spy):
+    load(checkpoint)
+    assert warmup_spy["cuda"] == warmup_spy[0] == warmup_spy["cuda:0"] and warmup_spy[0].asked > 0
+    warmup_spy["cuda:7"]
+
+def test_of_the_cpu(warmup_spy):
+    warmup_spy["cuda:0"]
+"""
+    )
+    result.assert_outcomes(failed=3, errors=1)
+    text = " ".join(result.stdout.str().split())
+    assert "allocator_warmup INCONCLUSIVE: a load was begun" in text
+    assert "gpu_cap FAILED: 8 GiB > cap 4 GiB (reserved on cuda:0, predicted)" in text
+    assert "warmup_spy['cuda:7']: there is cuda:0" in text
+    assert "warmup_spy['cuda:0']: the CPU is never warmed up" in text
+
+
+def test_transformers_is_imported_for_the_first_time_in_blocks_inside_each_other(run_apart: Run) -> None:
+    result = run_apart(
+        """
+        import pytest
+
+        @pytest.mark.max_peak("1GiB")
+        def test_late(memory):
+            with memory.measure("outer"), memory.measure("inner"):
+                import transformers.modeling_utils as modeling
+                mine = modeling.caching_allocator_warmup = lambda *arguments: None
+            assert modeling.caching_allocator_warmup is mine
+        """
+    )
+    result.assert_outcomes(passed=1)

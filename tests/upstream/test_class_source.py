@@ -96,3 +96,14 @@ def test_classes_of_transformers() -> None:
 def _types(module: Any) -> dict[str, Any]:
     known = ("GptOssConfig", "PreTrainedConfig", "F", "ACT2FN", "Optional", "Union", "Callable")
     return {name: getattr(module, name) for name in known if hasattr(module, name)}
+
+
+def test_lines_are_those_that_python_counts() -> None:
+    source = "class A:\n    # a\x0cb\n    x = 1\n    @auto_docstring\n    def f(self): pass\n"
+    assert resolvable(source, {}) == source.replace("    @auto_docstring\n", "")
+
+
+@pytest.mark.parametrize("decorator", ['reg["x"]', "(nowhere.f if 1 else 2)"])
+def test_a_decorator_without_a_name_is_not_passed_over(decorator: str) -> None:
+    with pytest.raises(UnknownDecorator, match=r"a decorator of f \(line 2\) is no plain name"):
+        resolvable(f"class A:\n    @{decorator}\n    def f(self): pass\n", {})

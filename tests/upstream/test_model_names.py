@@ -26,3 +26,9 @@ def test_and_no_other(text: str, family: str) -> None:
 def test_a_version_may_follow_at_once() -> None:
     assert names("Qwen/Qwen2-7B", "qwen")
     assert not names("qwenish", "qwen")
+
+
+@pytest.mark.parametrize(("text", "family"), [("huggyllama/llama-30b", "llama-3"), ("phi-15", "phi-1")])
+def test_a_number_ends_where_it_ends(text: str, family: str) -> None:
+    assert not names(text, family)
+    assert names(f"{family}-8b", family)

@@ -161,3 +161,16 @@ def test_threads_that_come_and_go_leave_nothing_behind() -> None:
     assert len(seen) == 1600
     assert all(seen)
     assert vars(Base)["static"] is before
+
+
+def test_what_somebody_else_put_there_stays_if_the_patch_yields() -> None:
+    place = SimpleNamespace(call=lambda: "found")
+    mine = None
+    with Patch(place, "call", marking("outer"), yields=True), Patch(place, "call", marking("inner"), yields=True):
+        below = place.call
+        place.call = mine = lambda: f"mine({below()})"
+    assert place.call is mine
+    assert place.call() == "mine(inner(outer(found)))"
+    with Patch(place, "call", marking("again"), yields=True):
+        assert place.call() == "again(mine(inner(outer(found))))"
+    assert place.call is mine
