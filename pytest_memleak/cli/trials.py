@@ -39,7 +39,11 @@ def add_options(command: Any) -> None:
     command.add_argument("--yanked", action="store_true", help="take releases that were withdrawn, too")
     command.add_argument("--jobs", type=_jobs, default=None, metavar="N", help="environments at a time")
     command.add_argument(
-        "--timeout", type=_seconds, default=TIMEOUT, metavar="S", help=f"of one pytest (default: {TIMEOUT:.0f})"
+        "--timeout",
+        type=_seconds,
+        default=None,
+        metavar="S",
+        help=f"of one pytest (default: what its case says, else {TIMEOUT:.0f})",
     )
     command.add_argument("--fresh", action="store_true", help="do not go on where an interrupted call was")
     command.add_argument("--keep", action="store_true", help="keep the environments, and say where they are")
