@@ -11,7 +11,13 @@ from pytest_memleak.errors import Unavailable
 
 def cache_folder(words: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "pytest-memleak"
+    try:
+        folder = (Path(base) if base else Path.home() / ".cache") / "pytest-memleak"
+    except RuntimeError as error:
+        # A container that runs as a number. No folder below /tmp instead: that is everybody's, and code is loaded.
+        raise Unavailable(
+            f"{words} has no cache folder: this user (uid {os.getuid()}) has no home; set XDG_CACHE_HOME to one"
+        ) from error
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()

@@ -128,12 +128,15 @@ class Project:
     def cells(self, package: str = "fakelib", name: str = "out.json") -> dict[str, dict[str, Any]]:
         return {cell["versions"][package]: cell for cell in self.data(name)["cells"]}
 
-    def interrupt(self, process: subprocess.Popen[str], when: Path, number: signal.Signals) -> tuple[str, str]:
-        """Ctrl-C, once a file is there."""
+    def wait_for(self, process: subprocess.Popen[str], when: Path) -> None:
         end = time.monotonic() + 120
         while not when.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         assert when.exists(), process.communicate(timeout=10)
+
+    def interrupt(self, process: subprocess.Popen[str], when: Path, number: signal.Signals) -> tuple[str, str]:
+        """Ctrl-C, once a file is there."""
+        self.wait_for(process, when)
         process.send_signal(number)
         return process.communicate(timeout=60)
 

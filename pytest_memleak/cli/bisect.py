@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     command.add_argument("--good", required=True, metavar="RELEASE", help="one on which the test passes")
     command.add_argument("--bad", required=True, metavar="RELEASE", help="one on which it fails; may be the older one")
     command.add_argument(
-        "--among", default="", metavar="A,B,C", help="the releases between them, instead of those that the index has"
+        "--among", default=None, metavar="A,B,C", help="the releases between them, instead of those that the index has"
     )
     trials.add_options(command)
 
@@ -131,11 +131,13 @@ def _check(chosen: argparse.Namespace) -> None:
 
 
 def _releases(chosen: argparse.Namespace, known: Known) -> list[str]:
-    if not chosen.among:
+    if chosen.among is None:
         return between(known(chosen.package), chosen.good, chosen.bad, pre=chosen.pre, yanked=chosen.yanked)
-    listed = [one.strip() for one in chosen.among.split(",") if one.strip()]
+    listed = [one.strip() for one in chosen.among.split(",")]
     if wrong := [one for one in listed if not is_release(one)]:
-        raise BadInput(f"--among: {wrong[0]!r} is no release: write 5.2.0,5.3.0")
+        raise BadInput(f"--among {chosen.among!r}: {wrong[0]!r} is no release: write 5.2.0,5.3.0")
     ends = sorted((Version(chosen.good), Version(chosen.bad)))
-    inside = {Version(one) for one in listed if ends[0] < Version(one) < ends[1]}
+    if outside := [one for one in listed if not ends[0] <= Version(one) <= ends[1]]:
+        raise BadInput(f"--among {chosen.among!r}: {outside[0]} does not lie between {ends[0]} and {ends[1]}")
+    inside = {Version(one) for one in listed} - set(ends)
     return [str(one) for one in (ends[0], *sorted(inside), ends[1])]

@@ -64,15 +64,19 @@ def _planned(chosen: argparse.Namespace, known: Known) -> tuple[list[Run], list[
     if not chosen.vary:
         if chosen.pytest:
             raise BadInput(f"-- {' '.join(chosen.pytest)}: name the releases to run it against with --vary")
+        if told := [f"--{name}" for name in ("pre", "yanked", "minors") if getattr(chosen, name)]:
+            raise BadInput(f"{told[0]} is for the releases of --vary: a case says itself which ones it runs against")
         cases = find(chosen.case)
         return of_cases(cases, known, base, quick=chosen.quick), cases
     if chosen.case or chosen.quick:
         raise BadInput("--vary is for tests of your own: a case says itself which releases it runs against")
     if not chosen.pytest:
         raise BadInput("--vary needs tests: memleak matrix --vary transformers==5.1.0,5.2.0 -- tests/test_load.py")
+    wanted = [varied(text) for text in chosen.vary]
+    if chosen.minors and not any(one.specifier for one in wanted):
+        raise BadInput("--minors chooses among the releases of a specifier: write --vary 'transformers>=5.0,<5.6'")
     releases: dict[str, list[str]] = {}
-    for text in chosen.vary:
-        one = varied(text)
+    for one in wanted:
         if one.package in releases:
             raise BadInput(f"{one.package} is varied twice: write all its releases in one --vary")
         releases[one.package] = releases_of(one, known, pre=chosen.pre, yanked=chosen.yanked, minors=chosen.minors)

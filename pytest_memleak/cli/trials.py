@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -39,7 +39,11 @@ def add_options(command: Any) -> None:
     command.add_argument("--yanked", action="store_true", help="take releases that were withdrawn, too")
     command.add_argument("--jobs", type=_jobs, default=None, metavar="N", help="environments at a time")
     command.add_argument(
-        "--timeout", type=_seconds, default=TIMEOUT, metavar="S", help=f"of one pytest (default: {TIMEOUT:.0f})"
+        "--timeout",
+        type=_seconds,
+        default=None,
+        metavar="S",
+        help=f"of one pytest (default: what its case says, else {TIMEOUT:.0f})",
     )
     command.add_argument("--fresh", action="store_true", help="do not go on where an interrupted call was")
     command.add_argument("--keep", action="store_true", help="keep the environments, and say where they are")
@@ -83,34 +87,49 @@ def _written(chosen: argparse.Namespace) -> list[Path]:
     return [path.absolute() for path in (chosen.json, getattr(chosen, "markdown", None)) if path]
 
 
-@contextmanager
+@contextlib.contextmanager
 def workshop(chosen: argparse.Namespace, uv: Uv, runs: int | None) -> Iterator[Workshop]:
     live = Live(sys.stderr, runs)
     store = Store.in_cache(fresh=chosen.fresh, written=frozenset(_written(chosen)))
-    with terminations(), Workshop(uv, store, live, jobs(chosen), chosen.keep) as shop:
+    with terminations(uv.processes), Workshop(uv, store, live, jobs(chosen), chosen.keep) as shop:
         with live:
             yield shop
     if chosen.keep:
-        print(f"kept: {shop.folder}", file=sys.stderr)
+        tell(f"kept: {shop.folder}")
     if shop.store.problem:
-        print(f"memleak: results are not kept for another call: {shop.store.problem}", file=sys.stderr)
+        tell(f"memleak: results are not kept for another call: {shop.store.problem}")
 
 
-@contextmanager
-def terminations() -> Iterator[None]:
-    """A CI service that ends a job says SIGTERM; what is known then is to be told as after Ctrl-C."""
+@contextlib.contextmanager
+def terminations(processes: Processes) -> Iterator[None]:
+    """A CI service that ends a job says SIGTERM, a terminal that closes SIGHUP: what is known is told as after Ctrl-C.
+
+    Only the first signal interrupts: a second one would interrupt what tells and tidies up. Ctrl-C once more takes the
+    grace from those that are being stopped; SIGTERM and SIGHUP do not, since some send both at once.
+    """
+    interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            processes.hurry()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored stays so: nohup, and jobs in the background of a script, ask for that.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write(path: Path | None, data: bytes) -> bool:
@@ -120,7 +139,7 @@ def write(path: Path | None, data: bytes) -> bool:
     try:
         files.write(path, data, "file of results")
     except MemleakError as error:
-        print(f"memleak: {error}", file=sys.stderr)
+        tell(f"memleak: {error}")
         return False
     return True
 
@@ -160,7 +179,7 @@ class Live:
                 self._done += 1
                 self._erase()
                 for cell in event.cells:
-                    print(cell_line(cell, f"[{self._done}{self._of}]"), file=self._stream, flush=True)
+                    tell(cell_line(cell, f"[{self._done}{self._of}]"), self._stream)
             self._draw()
 
     def _tick(self) -> None:
@@ -177,12 +196,12 @@ class Live:
         room = (columns() - 1 - len(start)) // len(self._running) - len(" · ")
         parts = [f"{in_words(which)}: {what} {now - since:.0f} s" for which, (what, since) in self._running.items()]
         text = start + " · ".join(shortened(part, max(room, 12)) for part in parts)
-        print(f"\r\x1b[K{text[: columns() - 1]}", end="", file=self._stream, flush=True)
+        tell(f"\r\x1b[K{text[: columns() - 1]}", self._stream, end="")
         self._drawn = True
 
     def _erase(self) -> None:
         if self._drawn:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)
+            tell("\r\x1b[K", self._stream, end="")
             self._drawn = False
 
 
@@ -201,8 +220,14 @@ def columns() -> int:
         return 160  # a log
 
 
+def tell(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """On stderr. Whoever reads it may have gone (head, a closed terminal): the results are not lost for that."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=stream or sys.stderr, flush=True)
+
+
 def complain(command: str, error: Exception) -> None:
-    print(f"memleak {command}: {error}", file=sys.stderr)
+    tell(f"memleak {command}: {error}")
 
 
 def _jobs(text: str) -> int:

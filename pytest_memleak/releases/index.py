@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import http.client
 import json
 import platform
 import ssl
@@ -53,15 +54,23 @@ class File:
 
 
 def releases(package: str, sources: Sources, python: str = "") -> list[Release]:
-    """From the oldest to the newest; those alone that have a file which `python` may install."""
+    """From the oldest to the newest; those alone that have a file which `python` may install.
+
+    All places have to answer: a list with gaps would lead a search to the wrong release.
+    """
     seen: dict[Version, bool] = {}
     reasons = []
     python = python or platform.python_version()
     for place in (*sources.indexes, *sources.find_links):
         try:
             files = _files(place, package, sources.certificates, is_index=place in sources.indexes)
-        except (OSError, ValueError) as error:
-            reasons.append(f"{without_password(place)}: {_reason(error)}")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if not _has_no_such_package(error, place):
+                raise Unavailable(
+                    f"{without_password(place)} could not be asked which releases of {package!r} it has: {error}; "
+                    "try again, or name the releases themselves"
+                ) from error
+            reasons.append(f"{without_password(place)}: it has no such package")
             continue
         for version, yanked in _versions(files, package, python):
             # Withdrawn means: in all its files, wherever they lie.
@@ -122,9 +131,11 @@ def _suits(requires: str, python: str) -> bool:
 def _files(place: str, package: str, certificates: str, *, is_index: bool) -> list[File]:
     folder = _local(place)
     if not is_index:
-        if folder and folder.is_dir():
-            return [File(path.name) for path in folder.iterdir()]
-        return _page(place, certificates)
+        if folder is None:
+            return _page(place, certificates)
+        if folder.suffix in (".html", ".htm"):
+            return _html(folder.read_text(encoding="utf-8"))
+        return [File(path.name) for path in ([folder] if folder.is_file() else folder.iterdir())]
     name = canonicalize_name(package)
     if folder:
         return _html((folder / name / "index.html").read_text(encoding="utf-8"))
@@ -178,9 +189,10 @@ class _Links(HTMLParser):
             self.files.append(File(name, "data-yanked" in said, said.get("data-requires-python") or ""))
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError) and error.code == 404:
-        return "it has no such package"
-    if isinstance(error, FileNotFoundError):
-        return "it has no such package"
-    return str(error)
+def _has_no_such_package(error: Exception, place: str) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        # The index of PyTorch says 403 for packages that it does not have; uv takes it so, too.
+        host = urllib.parse.urlsplit(place).hostname or ""
+        return error.code == 404 or (error.code == 403 and host.endswith("pytorch.org"))
+    # Of an address it would be the file of certificates that is missing.
+    return isinstance(error, FileNotFoundError) and _local(place) is not None

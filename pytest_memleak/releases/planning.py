@@ -30,7 +30,8 @@ class Base:
 
     requirements: tuple[str, ...] = ()
     python: str = ""
-    timeout: float = TIMEOUT
+    timeout: float | None = None
+    """None: nobody has said one, so a case's own counts, or else that of all."""
 
     def environment(self, versions: dict[str, str], further: Sequence[str] = ()) -> Environment:
         asked = (*further, *self.requirements)
@@ -98,7 +99,7 @@ def crossed(releases: dict[str, list[str]], arguments: Sequence[str], base: Base
 def one_run(versions: dict[str, str], arguments: Sequence[str], base: Base, attempt: int = 1) -> Run:
     # What was to be run, where no test is known: the arguments that are no options.
     named = tuple(one for one in arguments if "::" in one or one.endswith(".py")) or (" ".join(arguments),)
-    return Run(base.environment(versions), tuple(arguments), named, timeout=base.timeout, attempt=attempt)
+    return Run(base.environment(versions), tuple(arguments), named, timeout=base.timeout or TIMEOUT, attempt=attempt)
 
 
 def of_cases(cases: Sequence[Case], known: Known, base: Base, *, quick: bool = False) -> list[Run]:
@@ -117,7 +118,7 @@ def _of_case(case: Case, known: Known, base: Base, *, quick: bool) -> list[Run]:
                     (case.test,),
                     case=case,
                     good=good,
-                    timeout=case.timeout,
+                    timeout=base.timeout or case.timeout,
                     cannot=cannot,
                 )
             )
@@ -144,8 +145,18 @@ def _expanded(case: Case, entries: Sequence[str], known: Known) -> list[tuple[st
 def between(known: Sequence[Release], good: str, bad: str, *, pre: bool, yanked: bool) -> list[str]:
     """The ends, whatever they are, and what was released between them, from the older to the newer."""
     ends = sorted((Version(good), Version(bad)))
-    inside = chosen(known, f">{ends[0].public},<{ends[1].public}", pre=pre, yanked=yanked)
-    return [str(ends[0]), *(str(one) for one in inside if ends[0] < one.version < ends[1]), str(ends[1])]
+    # By order alone: as a specifier, >1.0 leaves out 1.0.post1, and <2.0 leaves out 2.0rc1 whatever one says.
+    inside = [one for one in chosen(known, "", pre=pre, yanked=yanked) if ends[0] < one.version < ends[1]]
+    # One release built for several cards (2.12.0+cpu, 2.12.0+cu126) is several versions; those of the ends' kind count.
+    builds = {end.local for end in ends}
+    comparable = [one for one in inside if one.version.local in builds]
+    others = [one for one in inside if one.version.public not in {end.public for end in ends}]
+    if others and not comparable:
+        raise BadInput(
+            f"between {ends[0]} and {ends[1]} there are only other builds, such as {others[0]}: write the ends as "
+            "builds of one kind, or name the releases with --among"
+        )
+    return [str(ends[0]), *map(str, comparable), str(ends[1])]
 
 
 def again(run: Run, attempt: int) -> Run:

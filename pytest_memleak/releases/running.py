@@ -147,6 +147,8 @@ class Workshop:
             (folder / "pytest.ini").write_text("[pytest]\n")
             command += ["-c", str(folder / "pytest.ini")]
             command += [f"--rootdir={run.case.folder}", f"--confcutdir={run.case.folder}"]
+        # The last one counts: a folder that an ini file or the caller names would be emptied by each of them in turn.
+        command.append(f"--basetemp={folder / 'base'}")
         env = self._variables(run, python, temporary) | {told.PATH: str(lines)}
         ended = self.processes.run(command, cwd=cwd, env=env, timeout=run.timeout)
         if self.keep:

@@ -87,7 +87,12 @@ def test_interrupted_it_goes_on_where_it_was(project: Project) -> None:
         (["--good", "1.0", "--bad", "new", "--", "t.py"], "--bad 'new' is no release"),
         (["--good", "1.0", "--bad", "1.0.0", "--", "t.py"], "there is nothing between them"),
         (["--good", "1.0", "--bad", "2.0"], "which test?"),
-        (["--good", "1.0", "--bad", "2.0", "--among", "x", "--", "t.py"], "--among: 'x' is no release"),
+        (["--good", "1.0", "--bad", "2.0", "--among", "x", "--", "t.py"], "--among 'x': 'x' is no release"),
+        (
+            ["--good", "1.0", "--bad", "2.0", "--among", "1.1,,1.2", "--", "t.py"],
+            "--among '1.1,,1.2': '' is no release",
+        ),
+        (["--good", "2.0", "--bad", "1.0", "--among", "1.1,3.0", "--", "t.py"], "3.0 does not lie between 1.0 and 2.0"),
     ],
 )
 def test_a_wrong_command_line_has_status_2(

@@ -46,6 +46,16 @@ def test_on_a_terminal_what_runs_stands_below_what_is_done() -> None:
     assert screen(stream.getvalue()) == ["[1/3] lib 1.0 t.py::t: fail: max_peak FAILED"]
 
 
+def test_nobody_reads_any_more_and_it_goes_on() -> None:
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with Live(Gone(), 1) as live:
+        live(Began(ONE, "installing"))
+        live(Done(ONE, (Cell(ONE, "t.py::t", "pass"),)))
+
+
 def test_in_a_log_there_is_a_line_for_each_cell_and_nothing_else() -> None:
     stream = io.StringIO()
     with Live(stream, None) as live:

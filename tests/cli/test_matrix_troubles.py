@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import stat
@@ -35,7 +36,7 @@ def test_one_that_takes_too_long_is_ended(project: Project) -> None:
     assert (cell["verdict"], cell["reason"]) == ("not-run", "it took longer than 5 s and was ended")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_it_tells_what_it_has_and_goes_on_from_there(project: Project, number: signal.Signals) -> None:
     project.write(
         "import pathlib, threading, fakelib\n"
@@ -67,6 +68,52 @@ def test_interrupted_it_tells_what_it_has_and_goes_on_from_there(project: Projec
     anew = project.memleak(*call)
     assert [cell["stored"] for cell in project.cells().values()] == [None, None]
     assert "earlier call" not in anew.stdout
+
+
+def test_a_second_ctrl_c_ends_what_does_not_want_to_end_and_loses_nothing(project: Project) -> None:
+    project.write(
+        "import os, pathlib, signal, fakelib\n"
+        "def test_it():\n"
+        "    if fakelib.VERSION > (1, 0):\n"
+        "        signal.signal(signal.SIGTERM, lambda *_: pathlib.Path('asked').touch())\n"
+        "        pathlib.Path('started').write_text(str(os.getpid()))\n"
+        "        while True: signal.pause()\n"
+    )
+    process = project.start(
+        *("matrix", "--vary", "fakelib==1.0,1.1", "--jobs", "1", "--json", "out.json", "--", "test_it.py")
+    )
+    project.wait_for(process, project.folder / "started")
+    process.send_signal(signal.SIGINT)
+    out, err = project.interrupt(process, project.folder / "asked", signal.SIGINT)
+    assert process.returncode == 130, err
+    assert "interrupted: the same call goes on from here" in out
+    assert {v: c["verdict"] for v, c in project.cells().items()} == {"1.0": "pass", "1.1": "not-run"}
+    pid = int((project.folder / "started").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert list((project.folder.parent / "tmp").iterdir()) == []
+
+
+def test_a_reader_that_goes_away_costs_no_results(project: Project) -> None:
+    project.write(SMALL)
+    process = project.start("matrix", "--vary", "fakelib==1.0", "--json", "out.json", "--", "test_it.py")
+    assert process.stderr
+    process.stderr.close()
+    assert process.wait(240) == 0
+    assert project.cells()["1.0"]["verdict"] == "pass"
+
+
+def test_each_pytest_has_temporary_folders_of_its_own(project: Project) -> None:
+    project.write("[pytest]\naddopts = --basetemp=shared\n", "pytest.ini")
+    project.write(
+        "import pathlib, fakelib\n"
+        "def test_it(tmp_path): pathlib.Path(f'where-{fakelib.VERSION}').write_text(str(tmp_path))\n"
+    )
+    done = project.memleak("matrix", "--vary", "fakelib==1.0,1.1", "--", "test_it.py", "--basetemp=other")
+    assert done.returncode == 0, done.stdout + done.stderr
+    places = {path.read_text() for path in project.folder.glob("where-*")}
+    assert len(places) == 2
+    assert all(place.startswith(str(project.folder.parent / "tmp")) for place in places)
 
 
 def test_what_was_run_is_not_taken_if_a_test_has_changed(project: Project) -> None:

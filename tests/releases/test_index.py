@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
 from pytest_memleak.errors import BadInput, Unavailable
-from pytest_memleak.releases.index import Release, chosen, releases, without_password
+from pytest_memleak.releases.index import Release, _has_no_such_package, chosen, releases, without_password
 from pytest_memleak.releases.planning import between
 from pytest_memleak.releases.sources import PYPI, Sources, _parsed, sources
 
@@ -46,7 +48,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
                 "Basic bWU6bXkgd29yZA==",
             )
             body = (json.dumps({"files": FILES}) if as_json else HTML).encode()
-            self.send_response(200 if there else 404)
+            self.send_response(200 if there else 500 if "broken" in self.path else 404)
             self.send_header("Content-Type", "application/vnd.pypi.simple.v1+json" if as_json else "text/html")
             self.end_headers()
             self.wfile.write(body if there else b"")
@@ -119,6 +121,40 @@ def test_the_ends_of_a_search_are_taken_whatever_they_are() -> None:
     have = known("1.0rc1", "1.0", "1.1", "1.2", "1.3.dev1", yanked="1.1")
     assert between(have, "1.0rc1", "1.3.dev1", pre=False, yanked=False) == ["1.0rc1", "1.0", "1.2", "1.3.dev1"]
     assert between(have, "1.2", "1.0", pre=False, yanked=True) == ["1.0", "1.1", "1.2"]
+
+
+def test_between_goes_by_order_and_not_by_what_a_specifier_leaves_out() -> None:
+    have = known("1.0", "1.0.post1", "1.5", "2.0rc1", "2.0")
+    assert between(have, "1.0", "2.0", pre=True, yanked=False) == ["1.0", "1.0.post1", "1.5", "2.0rc1", "2.0"]
+    assert between(have, "1.0", "2.0", pre=False, yanked=False) == ["1.0", "1.0.post1", "1.5", "2.0"]
+
+
+def test_builds_of_one_release_for_other_cards_are_not_releases_between() -> None:
+    have = known("2.11", "2.11+cpu", "2.12", "2.12+cpu", "2.12+cu126", "2.13", "2.13+cpu", "2.13+cu126")
+    assert between(have, "2.11", "2.13", pre=False, yanked=False) == ["2.11", "2.12", "2.13"]
+    assert between(have, "2.11+cpu", "2.13+cpu", pre=False, yanked=False) == ["2.11+cpu", "2.12+cpu", "2.13+cpu"]
+    assert between(have, "2.12+cpu", "2.13+cpu", pre=False, yanked=False) == ["2.12+cpu", "2.13+cpu"]
+    with pytest.raises(BadInput, match=r"between 2.11 and 2.13 there are only other builds, such as 2.12\+cpu"):
+        between(known("2.12+cpu"), "2.11", "2.13", pre=False, yanked=False)
+
+
+def test_a_place_that_does_not_answer_is_not_passed_over(server: str, tmp_path: Path) -> None:
+    nobody = "http://me:word@127.0.0.1:1/simple"
+    with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:1/simple could not be asked .*'some-lib'"):
+        releases("some-lib", Sources((server, nobody)))
+    with pytest.raises(Unavailable, match="could not be asked"):
+        releases("some-lib", Sources((server,), certificates=str(tmp_path / "gone.pem")))
+    with pytest.raises(Unavailable, match="could not be asked"):
+        releases("some-lib", Sources((server.replace("//", "//me:wrong@").replace("/simple", "/broken"),)))
+    assert releases("some-lib", Sources((server,), (str(tmp_path / "nothing"),)))
+
+
+def test_the_index_of_pytorch_says_in_its_own_way_that_it_has_none() -> None:
+    def forbidden(place: str) -> bool:
+        return _has_no_such_package(HTTPError(place, 403, "Forbidden", Message(), None), place)
+
+    assert forbidden("https://download.pytorch.org/whl/cpu")
+    assert not forbidden("https://packages.example/simple")
 
 
 def test_pips_own_configuration_is_used_unless_uv_has_been_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_a_case_is_run_from_the_oldest_release_to_the_newest() -> None:
     ]
     assert runs[0].arguments == ("-q", "/cases/c.py::t")
     assert runs[0].environment.requirements[0] == "dep==3"
+
+
+def test_a_time_limit_that_is_told_wins_over_that_of_a_case() -> None:
+    silent = case(("1.0",), ())
+    own = replace(silent, timeout=60)
+    untold, told = Base(), Base(timeout=7)
+    assert [of_cases([one], index, untold)[0].timeout for one in (silent, own)] == [1800, 60]
+    assert [of_cases([one], index, told)[0].timeout for one in (silent, own)] == [7, 7]
+    assert [crossed({"a": ["1"]}, ["t.py"], base)[0].timeout for base in (untold, told)] == [1800, 7]
 
 
 def test_a_quick_run_asks_no_index() -> None:
