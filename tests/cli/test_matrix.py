@@ -94,6 +94,44 @@ def test_a_pytest_that_runs_no_test_is_never_green(project: Project, arguments: 
     assert reason in cell["reason"]
 
 
+TWICE = """
+import unittest, pytest
+runs = []
+
+def test_second_time():
+    runs.append(1)
+    assert len(runs) > 1, "the first time"
+
+class TestParts(unittest.TestCase):
+    def test_parts(self):
+        with self.subTest("one"):
+            assert not "the first part"
+
+@pytest.mark.xfail(run=False, reason="it hangs")
+def test_hangs(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verdict", "reason"),
+    [
+        (["test_it.py::test_second_time", "test_it.py::test_second_time", "--keep-duplicates"], "fail", "first time"),
+        (["test_it.py::TestParts"], "fail", "the first part"),
+        (["test_it.py::TestParts", "--setup-only"], "not-run", "its body was not run"),
+        (["test_it.py::test_hangs"], "not-run", "skipped: xfail(run=False) it hangs"),
+    ],
+)
+def test_what_pytest_says_twice_or_not_at_all_is_not_green(
+    project: Project, arguments: list[str], verdict: str, reason: str
+) -> None:
+    project.write(TWICE)
+    done = project.memleak("matrix", "--vary", "fakelib==1.0", "--json", "out.json", "--", *arguments)
+    assert done.returncode == 1
+    (cell,) = project.data()["cells"]
+    assert cell["verdict"] == verdict
+    assert reason in cell["reason"]
+
+
 def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Project) -> None:
     project.write("VERSION = (0,)\n", "fakelib.py")
     project.write(SMALL)
