@@ -42,7 +42,8 @@ class Told:
                 continue  # the last one of a process that was killed
             what = data.pop("what")
             if what == "collected":
-                told.collected = data["nodes"]
+                # Each worker of xdist collects all of them.
+                told.collected = list(dict.fromkeys([*told.collected, *data["nodes"]]))
             elif what == "uncollected":
                 told.uncollected.append((data["node"], data["text"]))
             elif what == "report":

@@ -132,13 +132,24 @@ def test_what_pytest_says_twice_or_not_at_all_is_not_green(
     assert reason in cell["reason"]
 
 
-def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Project) -> None:
+@pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Project, xdist: tuple[str, ...]) -> None:
     project.write("VERSION = (0,)\n", "fakelib.py")
     project.write(SMALL)
-    done = project.memleak("matrix", "--vary", "fakelib==1.5", "--json", "out.json", "--", "test_it.py")
+    call = ["matrix", "--vary", "fakelib==1.5", "--with", "pytest-xdist", "--json", "out.json"]
+    done = project.memleak(*call, "--", "test_it.py", *xdist)
     assert done.returncode == 1
     assert {cell["verdict"] for cell in project.data()["cells"]} == {"inconclusive"}
     assert f"fakelib was imported from {project.folder}/fakelib.py" in done.stderr
+
+
+@pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_those_that_were_not_started_have_a_cell(project: Project, xdist: tuple[str, ...]) -> None:
+    project.write("def test_a(): assert False\ndef test_b(): pass\ndef test_c(): pass\ndef test_d(): pass\n")
+    call = ["matrix", "--vary", "fakelib==1.5", "--with", "pytest-xdist", "--json", "out.json"]
+    project.memleak(*call, "--", "test_it.py", "-x", *xdist)
+    assert [cell["test"][-1] for cell in project.data()["cells"]] == ["a", "b", "c", "d"]
+    assert {cell["test"][-1]: cell["verdict"] for cell in project.data()["cells"]}["d"] == "not-run"
 
 
 def test_what_lies_in_the_working_directory_or_on_the_path_is_not_in_the_way(project: Project) -> None:
