@@ -59,7 +59,8 @@ class Store:
             if _now() - when > datetime.timedelta(days=_DAYS):
                 return None
             shown = when.astimezone().strftime("%Y-%m-%d %H:%M")
-            return Outcome(run, tuple(Cell.from_store(cell, shown) for cell in data["cells"]), complete=True)
+            cells = tuple(Cell.from_store(cell, shown) for cell in data["cells"])
+            return Outcome(run, cells, complete=True, collected=True)
         except (OSError, ValueError, KeyError, TypeError):
             return None  # none, or one of another release of this plugin: it is run anew
 

@@ -97,8 +97,14 @@ def judged(run: Run, ended: Ended, told: Told, document: dict[str, Any] | None, 
     if not cells:
         reason = _nothing(ended, run.timeout)
         cells = [Cell(run.environment.versions, name, "not-run", reason, installed=installed) for name in run.names]
-    complete = not doubt and not told.uncollected and bool(told.reports)
-    return Outcome(run, tuple(cells), complete)
+    collected = not doubt and not told.uncollected and bool(told.reports)
+    # What broke a set-up may be gone the next time: a full disk, a server that was down.
+    complete = collected and all(cell.verdict != "not-run" or _was_skipped(told, cell.test) for cell in cells)
+    return Outcome(run, tuple(cells), complete, collected)
+
+
+def _was_skipped(told: Told, node: str) -> bool:
+    return any(report["outcome"] == "skipped" for report in told.reports.get(node, {}).values())
 
 
 def _doubt(ended: Ended, told: Told, document: dict[str, Any] | None, timeout: float) -> str:

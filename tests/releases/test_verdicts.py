@@ -161,6 +161,25 @@ def test_a_pytest_that_fails_without_a_failed_test_is_in_doubt() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "complete"),
+    [
+        ({}, True),
+        ({"call": "failed: x"}, True),
+        ({"call": "skipped: later"}, True),
+        ({"setup": "skipped: no card", "call": ""}, True),
+        ({"setup": "failed: No space left on device", "call": ""}, False),
+        ({"teardown": ""}, False),
+        ({"call": ""}, False),
+    ],
+)
+def test_what_has_to_be_run_again_is_not_complete(outcomes: dict[str, str], complete: bool) -> None:
+    said = {when: outcome for when, outcome in (PASSED | outcomes).items() if outcome}
+    ended = Ended(int("failed" in str(said)), "")
+    outcome = judged(RUN, ended, Told.read(lines(**said)), document(), {})
+    assert (outcome.complete, outcome.collected) == (complete, True)
+
+
 def test_a_line_that_was_cut_off_is_no_line() -> None:
     assert verdict(lines(**PASSED)[:-10], document()).verdict == "inconclusive"
 
