@@ -21,6 +21,16 @@ PACKAGES = "_MEMLEAK_PACKAGES"
 _ELSEWHERE = "memleak_elsewhere"
 
 
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    # Without autoload nothing else loads the plugin. The variable stays: plugins that the caller names with -p would be
+    # there twice. If he names this one, it is there already.
+    if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD") and not pluginmanager.is_blocked("memleak"):
+        from pytest_memleak import plugin
+
+        if not pluginmanager.is_registered(plugin):
+            pluginmanager.import_plugin(plugin.__name__)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not os.environ.get(PATH):
         return

@@ -143,6 +143,19 @@ def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Projec
     assert f"fakelib was imported from {project.folder}/fakelib.py" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "named", [(), ("-p", "memleak"), ("-p", "pytest_memleak.plugin"), ("-p", "xdist.plugin", "-n", "1")]
+)
+def test_without_autoload_the_plugin_is_there_all_the_same(project: Project, named: tuple[str, ...]) -> None:
+    project.env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    project.write("def test_it(): pass\n")
+    call = ["matrix", "--vary", "fakelib==1.0", "--with", "pytest-xdist", "--json", "out.json"]
+    done = project.memleak(*call, "--", "test_it.py", *named)
+    (cell,) = project.data()["cells"]
+    assert (cell["verdict"], cell["reason"]) == ("pass", "")
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["one process", "xdist"])
 def test_those_that_were_not_started_have_a_cell(project: Project, xdist: tuple[str, ...]) -> None:
     project.write("def test_a(): assert False\ndef test_b(): pass\ndef test_c(): pass\ndef test_d(): pass\n")
