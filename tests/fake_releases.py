@@ -86,7 +86,7 @@ def uv() -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Releases 1.0 to 1.6 of fakelib, a pre-release, one that cannot be imported, one that cannot be installed."""
     folder = tmp_path_factory.mktemp("wheels")
-    _repack(folder, "pytest", set())
+    _repack(folder, "pytest-xdist", set())  # and pytest itself
     # An empty one of the same number: the true one is hundreds of MB.
     make_wheel(folder, "torch", metadata.version("torch"), {"torch.py": b""})
     for version in ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "2.0rc1"):

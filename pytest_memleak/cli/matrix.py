@@ -87,12 +87,12 @@ def _missing_named(outcomes: list[Outcome]) -> list[Cell]:
     """All cells, and for a test that was collected with some versions only, one for each of the others."""
     tests: dict[str, None] = {}
     for outcome in outcomes:
-        if outcome.run.case is None and outcome.complete:
+        if outcome.run.case is None and outcome.collected:
             tests |= dict.fromkeys(cell.test for cell in outcome.cells)
     cells: list[Cell] = []
     for outcome in outcomes:
         cells += outcome.cells
-        if outcome.run.case is None and outcome.complete:
+        if outcome.run.case is None and outcome.collected:
             there = {cell.test for cell in outcome.cells}
             cells += [
                 Cell(outcome.run.environment.versions, test, "not-run", "it was not collected with these versions")

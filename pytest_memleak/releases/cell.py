@@ -120,7 +120,9 @@ class Outcome:
     run: Run
     cells: tuple[Cell, ...]
     complete: bool
-    """Nothing of it has to be run again: pytest ended by itself, with a word on each test."""
+    """Nothing of it has to be run again: every test ran to its end, or was skipped."""
+    collected: bool = False
+    """pytest ended by itself, and all tests that there are with these releases have a cell."""
 
 
 def not_run(run: Run, reason: str, installed: dict[str, str] | None = None) -> Outcome:

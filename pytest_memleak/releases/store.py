@@ -11,24 +11,18 @@ import contextlib
 import datetime
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_memleak.caches import cache_folder
 from pytest_memleak.cards.probe import accelerator_seen
 from pytest_memleak.errors import Unavailable
-from pytest_memleak.releases import package
+from pytest_memleak.releases import deciding, package
 from pytest_memleak.releases.cell import Cell, Outcome, Run
 from pytest_memleak.report import files
 
 _DAYS = 7
-_READ = (".py", ".toml", ".ini", ".cfg", ".json")
-_MOST_FILES = 20_000
-_LARGE = 1024**2
-"""Bytes of a file that is data rather than a test: its time and size have to do."""
 
 
 @dataclass
@@ -41,6 +35,15 @@ class Store:
     """What this call writes itself: no part of the tests, even if it lies among them."""
     problem: str = ""
     """Why something could not be kept."""
+
+    def __post_init__(self) -> None:
+        """Nobody asks again for what a changed test has left behind."""
+        oldest = (_now() - datetime.timedelta(days=_DAYS)).timestamp()
+        # What is in the way of that is told where something is to be kept.
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir() if self.folder else ():
+                if path.lstat().st_mtime < oldest:
+                    path.unlink()
 
     @classmethod
     def in_cache(cls, *, fresh: bool = False, written: frozenset[Path] = frozenset()) -> Store:
@@ -59,7 +62,8 @@ class Store:
             if _now() - when > datetime.timedelta(days=_DAYS):
                 return None
             shown = when.astimezone().strftime("%Y-%m-%d %H:%M")
-            return Outcome(run, tuple(Cell.from_store(cell, shown) for cell in data["cells"]), complete=True)
+            cells = tuple(Cell.from_store(cell, shown) for cell in data["cells"])
+            return Outcome(run, cells, complete=True, collected=True)
         except (OSError, ValueError, KeyError, TypeError):
             return None  # none, or one of another release of this plugin: it is run anew
 
@@ -95,46 +99,12 @@ def key(run: Run, written: frozenset[Path] = frozenset()) -> str:
     known = {
         "installed": [list(wanted.versions), list(wanted.requirements), wanted.python or platform.python_version()],
         "run": [list(run.arguments), run.timeout, run.attempt],
-        "tests": _tests(run, written),
+        "tests": deciding.tests(run, written),
         "plugin": package.fingerprint(),
-        "variables": sorted(
-            (name, value) for name, value in os.environ.items() if name.startswith(("MEMLEAK_", "PYTEST_", "HF_"))
-        ),
+        "variables": deciding.variables(),
         "machine": [platform.platform(), accelerator_seen()],
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
-
-
-_digests: dict[Path, str] = {}
-
-
-def _tests(run: Run, written: frozenset[Path]) -> str:
-    """All that tests may read and import below the folder that they run in. Read once: it is what the call is about."""
-    folder = run.case.folder if run.case else Path.cwd()
-    if folder not in _digests:
-        digest = hashlib.sha256(str(folder).encode())
-        for count, path in enumerate(path for path in _below(folder) if path not in written):
-            if count == _MOST_FILES:
-                raise Unavailable(f"more than {count:,} files lie below {folder}, too many to tell whether one changes")
-            status = path.stat()
-            large = status.st_size > _LARGE
-            data = f"{status.st_mtime_ns} {status.st_size}".encode() if large else path.read_bytes()
-            digest.update(str(path.relative_to(folder)).encode() + b"\0" + hashlib.sha256(data).digest())
-        _digests[folder] = digest.hexdigest()
-    return _digests[folder]
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        # Environments and what tools leave behind are no part of the tests.
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name not in ("__pycache__", "node_modules")
-            and not Path(place, name, "pyvenv.cfg").exists()
-        )
-        yield from (Path(place, name) for name in sorted(names) if name.endswith(_READ) and Path(place, name).is_file())
 
 
 def _now() -> datetime.datetime:

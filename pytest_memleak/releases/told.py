@@ -18,17 +18,41 @@ PATH = "_MEMLEAK_TOLD"
 """The environment variable with the file to write."""
 PACKAGES = "_MEMLEAK_PACKAGES"
 """The one with the packages whose releases are tried; they must not come from elsewhere."""
+_ELSEWHERE = "memleak_elsewhere"
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    # Without autoload nothing else loads the plugin. The variable stays: plugins that the caller names with -p would be
+    # there twice. If he names this one, it is there already.
+    if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD") and not pluginmanager.is_blocked("memleak"):
+        from pytest_memleak import plugin
+
+        if not pluginmanager.is_registered(plugin):
+            pluginmanager.import_plugin(plugin.__name__)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not os.environ.get(PATH):
+        return
     # A worker's reports come to the controller, and it alone writes.
-    if os.environ.get(PATH) and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Told(Path(os.environ[PATH])), "memleak-told")
+    plugin = _Worker(config) if hasattr(config, "workerinput") else _Told(Path(os.environ[PATH]))
+    config.pluginmanager.register(plugin, "memleak-told")
+
+
+class _Worker:
+    """In a worker of pytest-xdist: there the tests import what they need, and the controller does not."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_sessionfinish(self) -> None:
+        self._config.workeroutput[_ELSEWHERE] = _from_elsewhere()  # type: ignore[attr-defined]  # xdist's own attribute
 
 
 class _Told:
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._elsewhere: dict[str, str] = {}
 
     def _write(self, what: str, **data: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -40,6 +64,15 @@ class _Told:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._write("collected", nodes=[item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self._write("collected", nodes=ids)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # One that was killed has no last words.
+        self._elsewhere |= getattr(node, "workeroutput", {}).get(_ELSEWHERE, {})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._write(
@@ -55,7 +88,7 @@ class _Told:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        self._write("end", status=int(exitstatus), elsewhere=_from_elsewhere())
+        self._write("end", status=int(exitstatus), elsewhere=self._elsewhere | _from_elsewhere())
 
 
 def _message(report: pytest.TestReport) -> str:
@@ -69,12 +102,20 @@ def _message(report: pytest.TestReport) -> str:
 
 def _from_elsewhere() -> dict[str, str]:
     """Packages under trial whose module was imported from outside of this environment."""
-    wanted = set(filter(None, os.environ.get(PACKAGES, "").split(",")))
     found = {}
-    for module, packages in metadata.packages_distributions().items():
-        for package in packages:
-            name = package.lower().replace("_", "-").replace(".", "-")
+    for name in filter(None, os.environ.get(PACKAGES, "").split(",")):
+        for module in _modules(name):
             file = getattr(sys.modules.get(module), "__file__", None)
-            if name in wanted and file and not Path(file).is_relative_to(sys.prefix):
+            if file and not Path(file).is_relative_to(sys.prefix):
                 found[name] = str(file)
     return found
+
+
+def _modules(package: str) -> set[str]:
+    """Their names as they are imported. Not `packages_distributions`, which before Python 3.11 reads only a file that
+    wheels of today do not have."""
+    names: set[str] = set()
+    for found in metadata.distributions(name=package):
+        names.update((found.read_text("top_level.txt") or "").split())
+        names.update(path.parts[0].partition(".")[0] for path in found.files or () if path.suffix in (".py", ".so"))
+    return names - {""}

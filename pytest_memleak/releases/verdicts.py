@@ -14,6 +14,10 @@ from pytest_memleak.releases.processes import Ended
 
 _DONE, _FAILED, _NONE_COLLECTED = 0, 1, 5
 _PEAKS = ("max_peak", "max_host_peak")
+_RERUN = "rerun"
+"""The outcome that pytest-rerunfailures gives to a failure that does not count: the test is set up once more."""
+
+Report = dict[str, Any]
 
 
 @dataclass
@@ -22,14 +26,15 @@ class Told:
 
     collected: list[str] = field(default_factory=list)
     uncollected: list[tuple[str, str]] = field(default_factory=list)
-    reports: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """By test and by phase; a rerun replaces what was said before."""
+    reports: dict[str, dict[str, Report]] = field(default_factory=dict)
+    """By test and by phase; a rerun replaces what was said before, and nothing else replaces a failure."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     ended: bool = False
 
     @classmethod
     def read(cls, text: str) -> Told:
         told = cls()
+        attempts: dict[str, list[list[Report]]] = {}
         for line in text.splitlines():
             try:
                 data = json.loads(line)
@@ -37,16 +42,43 @@ class Told:
                 continue  # the last one of a process that was killed
             what = data.pop("what")
             if what == "collected":
-                told.collected = data["nodes"]
+                # Each worker of xdist collects all of them.
+                told.collected = list(dict.fromkeys([*told.collected, *data["nodes"]]))
             elif what == "uncollected":
                 told.uncollected.append((data["node"], data["text"]))
             elif what == "report":
-                if data["when"] == "setup":
-                    told.reports.pop(data["node"], None)
-                told.reports.setdefault(data["node"], {})[data["when"]] = data
+                _add(attempts.setdefault(data["node"], []), data)
             elif what == "end":
                 told.elsewhere, told.ended = data["elsewhere"], True
+        told.reports = {node: _merged(of_node) for node, of_node in attempts.items()}
         return told
+
+
+def _add(attempts: list[list[Report]], report: Report) -> None:
+    """A test that is set up again runs again: for a rerun, or because it is there twice (``--keep-duplicates``)."""
+    if attempts and report["when"] == "setup" and any(one["outcome"] == _RERUN for one in attempts[-1]):
+        attempts.pop()
+        attempts.append([])
+    elif not attempts or report["when"] == "setup":
+        attempts.append([])
+    attempts[-1].append(report)
+
+
+def _merged(attempts: Iterable[Iterable[Report]]) -> dict[str, Report]:
+    """One report for each phase. Of several (a test's subtests come before itself, as its body) a red one is kept."""
+    merged: dict[str, Report] = {}
+    for report in (report for attempt in attempts for report in attempt):
+        before = merged.get(report["when"])
+        if before is None or not _is_red(before):
+            merged[report["when"]] = report
+        elif _is_red(report):
+            # A case looks for its words in all that failed.
+            merged[report["when"]] = before | {"text": f"{before['text']}\n{report['text']}"}
+    return merged
+
+
+def _is_red(report: Report) -> bool:
+    return report["outcome"] == "failed" or (report["outcome"] == "skipped" and report["xfail"] is not None)
 
 
 def judged(run: Run, ended: Ended, told: Told, document: dict[str, Any] | None, installed: dict[str, str]) -> Outcome:
@@ -65,8 +97,14 @@ def judged(run: Run, ended: Ended, told: Told, document: dict[str, Any] | None, 
     if not cells:
         reason = _nothing(ended, run.timeout)
         cells = [Cell(run.environment.versions, name, "not-run", reason, installed=installed) for name in run.names]
-    complete = not doubt and not told.uncollected and bool(told.reports)
-    return Outcome(run, tuple(cells), complete)
+    collected = not doubt and not told.uncollected and bool(told.reports)
+    # What broke a set-up may be gone the next time: a full disk, a server that was down.
+    complete = collected and all(cell.verdict != "not-run" or _was_skipped(told, cell.test) for cell in cells)
+    return Outcome(run, tuple(cells), complete, collected)
+
+
+def _was_skipped(told: Told, node: str) -> bool:
+    return any(report["outcome"] == "skipped" for report in told.reports.get(node, {}).values())
 
 
 def _doubt(ended: Ended, told: Told, document: dict[str, Any] | None, timeout: float) -> str:
@@ -80,35 +118,49 @@ def _doubt(ended: Ended, told: Told, document: dict[str, Any] | None, timeout: f
         return f"pytest was ended by signal {-ended.status}"
     if ended.status not in (_DONE, _FAILED) or not told.ended:
         return f"pytest left with status {ended.status}: {last_line(ended.output)}"
+    if ended.status == _FAILED and not told.uncollected and not _any_failed(told):
+        return f"pytest left with status {ended.status}, though no test failed: {last_line(ended.output)}"
     if document is None:
         return "pytest-memleak wrote no results: was it switched off?"
     return ""
 
 
-def _verdict(reports: dict[str, dict[str, Any]], record: TestRecord | None, doubt: str) -> tuple[Verdict, str]:
+def _any_failed(told: Told) -> bool:
+    return any(report["outcome"] == "failed" for reports in told.reports.values() for report in reports.values())
+
+
+def _verdict(reports: dict[str, Report], record: TestRecord | None, doubt: str) -> tuple[Verdict, str]:
     setup, call, teardown = (reports.get(when) for when in ("setup", "call", "teardown"))
-    if setup is None or teardown is None:
-        odd = next(iter(reports.values()), None)  # a worker of xdist that crashed says so in its own way
-        told = first_line(odd["message"]) if odd and odd["outcome"] == "failed" else ""
-        return "not-run", doubt or told or "it did not come to its end"
+    failed = [report for report in reports.values() if report["outcome"] == "failed"]
+    if setup is None or teardown is None or any(report["outcome"] == _RERUN for report in reports.values()):
+        # A worker of xdist that crashed says so in its own way.
+        return "not-run", doubt or (first_line(failed[0]["message"]) if failed else "it did not come to its end")
     said = _of_memleak(record)
-    if said and said[0] == "fail":
-        return said
-    if said and any(report["outcome"] == "failed" for report in reports.values()):
+    if said and (failed or said[0] == "fail"):
         return said
     if setup["outcome"] == "failed":
         return "not-run", f"error in its set-up: {first_line(setup['message'])}"
     last = call or setup
     if last["outcome"] == "skipped":
-        if last["xfail"] is not None:
-            return "fail", f"failed, as it is marked to (xfail): {last['xfail'] or first_line(last['message'])}"
-        return "not-run", f"skipped: {first_line(last['message']).removeprefix('Skipped: ')}"
-    for report, where in ((last, ""), (teardown, "error in its tear-down: ")):
-        if report["outcome"] == "failed":
-            return "fail", where + first_line(report["message"])
+        return _skipped(last)
+    if call is None:
+        return "not-run", "its body was not run"  # --setup-only
+    for report in failed:
+        return "fail", ("error in its tear-down: " if report is teardown else "") + first_line(report["message"])
     if said or doubt:
         return said or ("inconclusive", doubt)
     return "pass", ""
+
+
+def _skipped(last: Report) -> tuple[Verdict, str]:
+    xfail, message = last["xfail"], first_line(last["message"])
+    if xfail is None:
+        return "not-run", f"skipped: {message.removeprefix('Skipped: ')}"
+    if "[NOTRUN]" in xfail:  # xfail(run=False), in pytest's own words
+        return "not-run", f"skipped: xfail(run=False) {xfail.partition('[NOTRUN]')[2].strip()}"
+    if last["when"] == "setup":
+        return "not-run", f"error in its set-up (xfail): {xfail or message}"
+    return "fail", f"failed, as it is marked to (xfail): {xfail or message}"
 
 
 def _of_memleak(record: TestRecord | None) -> tuple[Verdict, str] | None:
@@ -124,7 +176,7 @@ def _cell(
     node: str,
     verdict: Verdict,
     reason: str,
-    reports: dict[str, dict[str, Any]],
+    reports: dict[str, Report],
     record: TestRecord | None,
     installed: dict[str, str],
 ) -> Cell:

@@ -94,13 +94,75 @@ def test_a_pytest_that_runs_no_test_is_never_green(project: Project, arguments: 
     assert reason in cell["reason"]
 
 
-def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Project) -> None:
+TWICE = """
+import unittest, pytest
+runs = []
+
+def test_second_time():
+    runs.append(1)
+    assert len(runs) > 1, "the first time"
+
+class TestParts(unittest.TestCase):
+    def test_parts(self):
+        with self.subTest("one"):
+            assert not "the first part"
+
+@pytest.mark.xfail(run=False, reason="it hangs")
+def test_hangs(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verdict", "reason"),
+    [
+        (["test_it.py::test_second_time", "test_it.py::test_second_time", "--keep-duplicates"], "fail", "first time"),
+        (["test_it.py::TestParts"], "fail", "the first part"),
+        (["test_it.py::TestParts", "--setup-only"], "not-run", "its body was not run"),
+        (["test_it.py::test_hangs"], "not-run", "skipped: xfail(run=False) it hangs"),
+    ],
+)
+def test_what_pytest_says_twice_or_not_at_all_is_not_green(
+    project: Project, arguments: list[str], verdict: str, reason: str
+) -> None:
+    project.write(TWICE)
+    done = project.memleak("matrix", "--vary", "fakelib==1.0", "--json", "out.json", "--", *arguments)
+    assert done.returncode == 1
+    (cell,) = project.data()["cells"]
+    assert cell["verdict"] == verdict
+    assert reason in cell["reason"]
+
+
+@pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_a_package_that_lies_beside_the_tests_is_not_the_release(project: Project, xdist: tuple[str, ...]) -> None:
     project.write("VERSION = (0,)\n", "fakelib.py")
     project.write(SMALL)
-    done = project.memleak("matrix", "--vary", "fakelib==1.5", "--json", "out.json", "--", "test_it.py")
+    call = ["matrix", "--vary", "fakelib==1.5", "--with", "pytest-xdist", "--json", "out.json"]
+    done = project.memleak(*call, "--", "test_it.py", *xdist)
     assert done.returncode == 1
     assert {cell["verdict"] for cell in project.data()["cells"]} == {"inconclusive"}
     assert f"fakelib was imported from {project.folder}/fakelib.py" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "named", [(), ("-p", "memleak"), ("-p", "pytest_memleak.plugin"), ("-p", "xdist.plugin", "-n", "1")]
+)
+def test_without_autoload_the_plugin_is_there_all_the_same(project: Project, named: tuple[str, ...]) -> None:
+    project.env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    project.write("def test_it(): pass\n")
+    call = ["matrix", "--vary", "fakelib==1.0", "--with", "pytest-xdist", "--json", "out.json"]
+    done = project.memleak(*call, "--", "test_it.py", *named)
+    (cell,) = project.data()["cells"]
+    assert (cell["verdict"], cell["reason"]) == ("pass", "")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_those_that_were_not_started_have_a_cell(project: Project, xdist: tuple[str, ...]) -> None:
+    project.write("def test_a(): assert False\ndef test_b(): pass\ndef test_c(): pass\ndef test_d(): pass\n")
+    call = ["matrix", "--vary", "fakelib==1.5", "--with", "pytest-xdist", "--json", "out.json"]
+    project.memleak(*call, "--", "test_it.py", "-x", *xdist)
+    assert [cell["test"][-1] for cell in project.data()["cells"]] == ["a", "b", "c", "d"]
+    assert {cell["test"][-1]: cell["verdict"] for cell in project.data()["cells"]}["d"] == "not-run"
 
 
 def test_what_lies_in_the_working_directory_or_on_the_path_is_not_in_the_way(project: Project) -> None:

@@ -130,6 +130,29 @@ def test_what_was_run_is_not_taken_if_a_test_has_changed(project: Project) -> No
     assert (cell["verdict"], cell["stored"]) == ("fail", None)
 
 
+def test_one_whose_set_up_broke_is_run_anew_and_its_other_tests_are_known(project: Project) -> None:
+    project.write(
+        "import os, pytest, fakelib\n"
+        "@pytest.fixture\n"
+        "def room():\n"
+        "    if 'NO_ROOM' in os.environ: raise OSError('No space left on device')\n"
+        "def test_it(): pass\n"
+        "if fakelib.VERSION < (1, 1):\n"
+        "    def test_old(room): pass\n"
+    )
+    call = ["matrix", "--vary", "fakelib==1.0,1.1", "--json", "out.json", "--", "test_it.py"]
+    project.env["NO_ROOM"] = "1"
+    project.memleak(*call)
+    cells = {(cell["versions"]["fakelib"], cell["test"][-3:]): cell for cell in project.data()["cells"]}
+    assert cells["1.0", "old"]["reason"] == "error in its set-up: OSError: No space left on device"
+    assert cells["1.1", "old"]["reason"] == "it was not collected with these versions"
+    del project.env["NO_ROOM"]
+    project.memleak(*call)
+    cells = {(cell["versions"]["fakelib"], cell["test"][-3:]): cell for cell in project.data()["cells"]}
+    assert cells["1.0", "old"]["verdict"] == "pass"
+    assert cells["1.1", "_it"]["stored"], "the first call was not complete"
+
+
 def test_a_disk_that_is_full_is_told_for_its_cell_alone(project: Project, uv: str) -> None:
     wrapper = project.folder.parent / "uv"
     wrapper.write_text(

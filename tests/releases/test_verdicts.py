@@ -71,19 +71,37 @@ def test_one_that_passed_has_its_highest_peak_and_how_it_was_got() -> None:
         ({"setup": "skipped: Skipped: no card", "call": ""}, [], "not-run", "skipped: no card"),
         ({"call": "skipped: Skipped: later"}, [], "not-run", "skipped: later"),
         ({"teardown": ""}, [], "not-run", "it did not come to its end"),
+        ({"call": ""}, [], "not-run", "its body was not run"),
+        ({"call": "", "teardown": "failed: x"}, [], "not-run", "its body was not run"),
+        ({"call": "rerun: x"}, [], "not-run", "it did not come to its end"),
+        ({"crash": "failed: worker 'gw0' crashed"}, [], "fail", "worker 'gw0' crashed"),
     ],
 )
 def test_whatever_went_wrong_is_not_green(
     outcomes: dict[str, str], results: list[CheckResult], expected: str, reason: str
 ) -> None:
     said = {when: outcome for when, outcome in (PASSED | outcomes).items() if outcome}
-    cell = verdict(lines(**said), document(*results), status=1)
+    cell = verdict(lines(**said), document(*results), status=int("failed" in str(said)))
     assert (cell.verdict, cell.reason) == (expected, reason)
 
 
 def test_an_expected_failure_is_one() -> None:
     text = lines(**PASSED | {"call": "skipped: broken"}).replace('"xfail": null', '"xfail": "known"')
     assert verdict(text, document()).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "xfail", "reason"),
+    [
+        ({"setup": "skipped: x", "call": ""}, "[NOTRUN] it hangs", "skipped: xfail(run=False) it hangs"),
+        ({"call": "skipped: x"}, "reason: [NOTRUN] it hangs", "skipped: xfail(run=False) it hangs"),
+        ({"setup": "skipped: x", "call": ""}, "known", "error in its set-up (xfail): known"),
+    ],
+)
+def test_an_expected_failure_whose_body_was_not_run_is_none(outcomes: dict[str, str], xfail: str, reason: str) -> None:
+    said = {when: outcome for when, outcome in (PASSED | outcomes).items() if outcome}
+    cell = verdict(lines(**said).replace('"xfail": null', f'"xfail": "{xfail}"'), document())
+    assert (cell.verdict, cell.reason) == ("not-run", reason)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +127,57 @@ def test_a_green_test_of_a_process_that_ended_badly_is_inconclusive(
 def test_a_rerun_replaces_what_was_said_before() -> None:
     first = lines(**PASSED | {"call": "rerun: x"})
     assert verdict(f"{first}\n{lines(**PASSED)}", document()).verdict == "pass"
+
+
+def test_what_a_rerun_replaces_is_its_own_attempt_alone() -> None:
+    """The first of two of the same name failed for good, the second one once only."""
+    said = [lines(**PASSED | {"call": outcome}) for outcome in ("failed: first", "rerun: second", "passed")]
+    cell = verdict("\n".join(said), document(), status=1)
+    assert (cell.verdict, cell.reason) == ("fail", "first")
+
+
+@pytest.mark.parametrize("outcome", ["passed", "skipped: Skipped: x", "failed: second"])
+def test_no_later_report_replaces_a_failure(outcome: str) -> None:
+    """Those of subtests come before their test's own; a test that is named twice has all of them twice."""
+    subtest = lines(call="failed: first")
+    for text in (f"{subtest}\n{lines(**PASSED | {'call': outcome})}", lines(**PASSED | {"call": "failed: first"})):
+        cell = verdict(f"{text}\n{lines(**PASSED | {'call': outcome})}", document(), status=1)
+        assert (cell.verdict, cell.reason) == ("fail", "first")
+        assert ("second" in cell.failure) == (outcome == "failed: second"), "a case looks for its words in all"
+
+
+def test_no_later_report_replaces_an_expected_failure() -> None:
+    subtest = lines(call="skipped: first").replace('"xfail": null', '"xfail": "known"')
+    text = "\n".join([lines(setup="passed"), subtest, lines(call="passed", teardown="passed")])
+    assert verdict(text, document()).verdict == "fail"
+
+
+def test_a_pytest_that_fails_without_a_failed_test_is_in_doubt() -> None:
+    output = "ERROR: Coverage failure: total of 20 is less than fail-under=90\n=== 1 passed ==="
+    cell = verdict(lines(**PASSED), document(), 1, output)
+    assert cell.verdict == "inconclusive"
+    assert cell.reason == (
+        "pytest left with status 1, though no test failed: Coverage failure: total of 20 is less than fail-under=90"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "complete"),
+    [
+        ({}, True),
+        ({"call": "failed: x"}, True),
+        ({"call": "skipped: later"}, True),
+        ({"setup": "skipped: no card", "call": ""}, True),
+        ({"setup": "failed: No space left on device", "call": ""}, False),
+        ({"teardown": ""}, False),
+        ({"call": ""}, False),
+    ],
+)
+def test_what_has_to_be_run_again_is_not_complete(outcomes: dict[str, str], complete: bool) -> None:
+    said = {when: outcome for when, outcome in (PASSED | outcomes).items() if outcome}
+    ended = Ended(int("failed" in str(said)), "")
+    outcome = judged(RUN, ended, Told.read(lines(**said)), document(), {})
+    assert (outcome.complete, outcome.collected) == (complete, True)
 
 
 def test_a_line_that_was_cut_off_is_no_line() -> None:
