@@ -1,18 +1,15 @@
 """The markers: one function each, whose signature is what users may write and whose docstring is what --markers shows.
 
-`read_plan` turns a test's markers and the run's defaults into a `Plan`. A mistake is a `BadInput` naming file, line and
-the bad text; the plugin makes it an error of that one test.
+A mistake is a `BadInput` that names the bad text; which of a test's markers count, and where they stand, is for
+`promises` to say.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-from _pytest.mark.structures import get_unpacked_marks
-from _pytest.nodes import Node
 
 from pytest_memleak.budget.expression import Expression, parse
 from pytest_memleak.budget.sizes import format_size, parse_size
@@ -24,12 +21,10 @@ from pytest_memleak.plan import (
     HostPeakBudget,
     LeakBudget,
     PeakBudget,
-    Plan,
     Upstream,
     Warmed,
 )
 from pytest_memleak.records.record import Term
-from pytest_memleak.settings import SIMULATED, Settings
 
 PEAK_KINDS = ("allocated", "requested", "reserved", "driver")
 LEAK_KINDS = ("allocated", "requested", "reserved", "host")
@@ -185,35 +180,16 @@ def help_lines() -> Iterator[str]:
     """One entry of --markers each, from signature and docstring."""
     for marker in MARKERS:
         text = " ".join((inspect.getdoc(marker) or "").split())
-        yield f"{marker.__name__}({_shown(inspect.signature(marker))}): {text}"
+        yield f"{marker.__name__}({shown(inspect.signature(marker))}): {text}"
 
 
-def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
-    """What is to be watched during `item`; None when nothing is."""
-    defaults = {} if _read(item, memleak_off) else _defaults(settings)
-    parts = {marker.__name__: _read(item, marker) or defaults.get(marker.__name__) for marker in MARKERS[:-1]}
-    own_cap = parts["gpu_cap"]
-    cap = own_cap or _run_cap(settings)
-    marked = (
-        any(parts.values()) or settings.reporting or not _CARD_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
-    )
-    if not marked and cap is None and settings.backend != SIMULATED:
-        return None
-    return Plan(
-        peak=parts["max_peak"],  # type: ignore[arg-type]  # each marker makes its own kind of part
-        host_peak=parts["max_host_peak"],  # type: ignore[arg-type]
-        leak=parts["max_leak"],  # type: ignore[arg-type]
-        warmup=parts["allocator_warmup"],  # type: ignore[arg-type]
-        cap=cap,  # type: ignore[arg-type]
-        bugs=parts["memleak_bug"],  # type: ignore[arg-type]
-        fixes=parts["memleak_fix"],  # type: ignore[arg-type]
-        report=settings.reporting,
-        cap_is_asked=own_cap is not None,
-        marked=marked,
-    )
-
-
-_CARD_FIXTURES = frozenset({"card", "memory", "warmup_spy"})
+def shown(signature: inspect.Signature) -> str:
+    """The signature as a user writes it, without types."""
+    written = []
+    for parameter in signature.parameters.values():
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        written.append(f"{parameter.name}{default}")
+    return ", ".join(written)
 
 
 def _limit_of(limit: str | int, model: object) -> Expression:
@@ -243,112 +219,3 @@ def check_host_leak(limit: Expression, repeat: int) -> None:
 
 def _no_names(name: str) -> Term:
     raise AssertionError(f"a limit without names asked for {name}")
-
-
-def _read(item: pytest.Item, marker: Callable[..., Callable[[str], Part]]) -> Part | bool:
-    """The closest of the item's marks of one name, as a part of the plan; None without one."""
-    name = marker.__name__
-    found = _closest(item, name)
-    if found is None:
-        return None
-    mark, where = found
-    try:
-        part = _bound(marker, mark)
-    except BadInput as error:
-        raise error.located(f"{where}: @pytest.mark.{name}") from None
-    return part(f"{where} @{name}") or True
-
-
-def _bound(marker: Callable[..., Callable[[str], Part]], mark: pytest.Mark) -> Callable[[str], Part]:
-    signature = inspect.signature(marker)
-    try:
-        bound = signature.bind(*mark.args, **mark.kwargs)
-    except TypeError as error:
-        written = ", ".join([*map(repr, mark.args), *(f"{name}={value!r}" for name, value in mark.kwargs.items())])
-        raise BadInput(
-            f"({written}) does not fit: {error}; allowed is {marker.__name__}({_shown(signature)})"
-        ) from None
-    return marker(*bound.args, **bound.kwargs)
-
-
-def _closest(item: pytest.Item, name: str) -> tuple[pytest.Mark, str] | None:
-    """The mark that counts, and where it stands. The closest level wins: parameter set, function, class, module."""
-    parameter_marks = getattr(getattr(item, "callspec", None), "marks", ())
-    own = [mark for mark in item.own_markers if mark.name == name]
-    levels: list[tuple[Node, list[pytest.Mark]]]
-    levels = [(item, _among(own, parameter_marks)), (item, _not_among(own, parameter_marks))]
-    for node in reversed(item.listchain()[:-1]):
-        levels += [(node, marks) for marks in _by_class(node, name)]
-    for node, marks in levels:
-        if len(marks) > 1:
-            raise BadInput(
-                f"{mark_location(node, name)}: @pytest.mark.{name} stands {len(marks)} times on {node.name!r}: keep one"
-            )
-        if marks:
-            return marks[0], mark_location(node, name)
-    return None
-
-
-def _by_class(node: Node, name: str) -> list[list[pytest.Mark]]:
-    """A node's marks; those of a class apart from what it inherits, which pytest puts on one and the same node."""
-    own = [mark for mark in node.own_markers if mark.name == name]
-    cls = getattr(node, "obj", None)
-    if len(own) < 2 or not isinstance(cls, type):
-        return [own]
-    written = [get_unpacked_marks(base, consider_mro=False) for base in cls.__mro__]
-    added_later = _not_among(own, [mark for marks in written for mark in marks])
-    return [added_later, *(_among(own, marks) for marks in written)]
-
-
-def _among(marks: Iterable[pytest.Mark], others: Iterable[pytest.Mark]) -> list[pytest.Mark]:
-    # By identity: two marks that say the same are still two.
-    identities = {id(mark) for mark in others}
-    return [mark for mark in marks if id(mark) in identities]
-
-
-def _not_among(marks: Iterable[pytest.Mark], others: Iterable[pytest.Mark]) -> list[pytest.Mark]:
-    identities = {id(mark) for mark in others}
-    return [mark for mark in marks if id(mark) not in identities]
-
-
-def mark_location(node: Node, name: str) -> str:
-    """``tests/test_load.py:12``, as near to the marker's own line as the source tells."""
-    path = getattr(node, "path", None)
-    if path is None:
-        return node.nodeid
-    shown = _relative(Path(path), node.config.rootpath)
-    try:
-        lines, first = inspect.getsourcelines(inspect.unwrap(getattr(node, "obj", None)))  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return shown
-    numbered = enumerate(lines, start=max(first, 1))
-    return f"{shown}:{next((number for number, line in numbered if name in line), max(first, 1))}"
-
-
-def _relative(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _defaults(settings: Settings) -> dict[str, Part]:
-    """The limits that hold for tests without the marker. The texts were checked when the settings were read."""
-    makers: dict[str, Callable[[str], Callable[[str], Part]]] = {
-        "max_peak": max_peak,
-        "max_host_peak": max_host_peak,
-        "max_leak": max_leak,
-    }
-    return {name: makers[name](given.text)(given.source) for name, given in settings.defaults.items()}
-
-
-def _run_cap(settings: Settings) -> Cap | None:
-    if settings.cap is None or settings.cap_given is None:
-        return None
-    return Cap(settings.cap, settings.cap_given.source)
-
-
-def _shown(signature: inspect.Signature) -> str:
-    """The signature as a user writes it, without types."""
-    shown = []
-    for parameter in signature.parameters.values():
-        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-        shown.append(f"{parameter.name}{default}")
-    return ", ".join(shown)

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from pytest_memleak import marks, settings
+from pytest_memleak import marks, promises, settings
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixtures import card, checkpoint, memory, warmup_spy
 from pytest_memleak.settings import SETTINGS
@@ -73,7 +73,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if ours := marks.own_marks(item):
             item.stash[OWN_MARKS] = ours
         try:
-            plan = marks.read_plan(item, read)
+            plan = promises.read_plan(item, read)
         except BadInput as error:
             item.stash[BAD_MARK] = error
             asked = True

@@ -1,0 +1,1 @@
+"""One test on many ranks, by torch elastic."""
