@@ -1,0 +1,105 @@
+"""Loads under FSDP with cpu_ram_efficient_loading, on two ranks: what the one commits that waits for the other's weights.
+
+Every rank loads the same checkpoint; `prepare` shards it and sends rank 0's weights, on GPUs or on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Make = Callable[..., Path]
+
+VARIABLES = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_VERSION": "2",
+    "HF_HUB_OFFLINE": "1",
+}
+"""By these transformers and accelerate know how a model is to be loaded. A launcher sets them."""
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16}
+"""520 MiB in fp16."""
+SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4}
+"""30 MiB."""
+
+
+def config(**sizes: Any) -> Any:
+    from transformers import LlamaConfig
+
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    return LlamaConfig(vocab_size=2048, max_position_embeddings=512, **heads, **sizes)
+
+
+def scaled_llama() -> Any:
+    """A class with one persistent buffer, which the forward uses."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    class ScaledLlama(LlamaForCausalLM):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.register_buffer("scale", torch.ones(config.vocab_size), persistent=True)
+
+        def _init_weights(self, module: Any) -> None:
+            super()._init_weights(module)
+            if module is self and not getattr(self.scale, "_is_hf_initialized", False):
+                self.scale.fill_(1.0)
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits * self.scale.to(out.logits.dtype)
+            return out
+
+    return ScaledLlama
+
+
+def load(folder: Path, dtype: str = "float16", kind: Any = None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    # The name that transformers 4 and 5 both take.
+    return (kind or AutoModelForCausalLM).from_pretrained(folder, torch_dtype=dtype)
+
+
+def prepare(model: Any, *others: Any, mixed_precision: str = "no") -> Any:
+    """What accelerate makes of a model, and of an optimizer beside it.
+
+    On CPUs its Accelerator takes DDP for FSDP, so that it is told afterwards.
+    """
+    import torch
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        cpu_ram_efficient_loading=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        reshard_after_forward=True,
+    )
+    if torch.cuda.is_available():
+        accelerator = Accelerator(fsdp_plugin=plugin, mixed_precision=mixed_precision)
+    else:
+        accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    return accelerator.prepare(model, *others)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launched() -> Iterator[None]:
+    """As accelerate's launcher starts a rank; and with what loads import, so that no test counts that."""
+    found = {name: os.environ.get(name) for name in VARIABLES}
+    os.environ.update(VARIABLES)
+    from transformers import LlamaForCausalLM
+
+    LlamaForCausalLM(config(hidden_size=64, intermediate_size=64, num_hidden_layers=1))
+    yield
+    for name, value in found.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
