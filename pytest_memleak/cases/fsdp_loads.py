@@ -1,4 +1,4 @@
-"""Loads under FSDP with cpu_ram_efficient_loading, on two ranks: what the one commits that waits for the other's weights.
+"""Loads under FSDP with cpu_ram_efficient_loading, on two ranks: what the one commits that waits for the other.
 
 Every rank loads the same checkpoint; `prepare` shards it and sends rank 0's weights, on GPUs or on CPUs.
 """
@@ -71,8 +71,10 @@ def prepare(model: Any, *others: Any, mixed_precision: str = "no") -> Any:
     """
     import torch
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # what a model before this one was prepared for
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         cpu_ram_efficient_loading=True,
@@ -86,6 +88,8 @@ def prepare(model: Any, *others: Any, mixed_precision: str = "no") -> Any:
         accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
+        if mixed_precision != "no":
+            plugin.set_mixed_precision(mixed_precision)
     return accelerator.prepare(model, *others)
 
 
