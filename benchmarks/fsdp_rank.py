@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _measured(load: Load) -> dict[str, Any]:
     distributed.barrier()
     grown = _Grown()
     model = loaded(Path(load.checkpoint), load.dtype, kind)
-    found = {"load": grown.read(), **census(model)}
+    found = {"load": grown.read(), **census(model), "releases": _releases()}
     if load.prepare:
         if load.scaled and distributed.get_rank() == 0:
             model.scale.mul_(3)
@@ -131,6 +132,10 @@ class _Grown:
         peak = self._gauge.take_peaks()["committed"]
         self._gauge.end()
         return {"peak": peak - self._start, "stays": settled() - self._start}
+
+
+def _releases() -> dict[str, str]:
+    return {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")}
 
 
 def census(model: Any) -> dict[str, Any]:
