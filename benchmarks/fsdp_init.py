@@ -2,12 +2,12 @@
 
     python benchmarks/fsdp_init.py [PYTHON ...]
 
-Each PYTHON is that of an environment with torch, transformers, accelerate and pytest; without one, this one's. Two ranks
-on this machine's CPUs, gloo, accelerate's `prepare`. The rank that waits, committed host memory (RssAnon) in MiB:
+Each PYTHON is that of an environment with torch, transformers, accelerate and pytest; without one, this one's. Two
+ranks on this machine's CPUs, gloo, accelerate's `prepare`. The rank that waits, committed host memory (RssAnon) in MiB:
 
 load, load cast    the peak while a Llama of 520 MiB in fp16 is loaded, as it is stored and as bf16
-prepare            the peak while that is prepared, as: beyond the rank's own shard + that shard; the cast one is prepared
-                   with mixed precision, for which accelerate makes shards of fp32
+prepare            the peak while that is prepared, as: beyond the rank's own shard + that shard; the cast one is
+                   prepared with mixed precision, for which accelerate makes shards of fp32
 NaN                the share of a small model's elements after its load, where memory nobody wrote to is filled with NaN
 off by             the largest difference of a logit from those of a process that is alone
 """

@@ -5,7 +5,6 @@ Every rank loads the same checkpoint; `prepare` shards it and sends rank 0's wei
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,14 +95,59 @@ def prepare(model: Any, *others: Any, mixed_precision: str = "no") -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def launched() -> Iterator[None]:
     """As accelerate's launcher starts a rank; and with what loads import, so that no test counts that."""
-    found = {name: os.environ.get(name) for name in VARIABLES}
-    os.environ.update(VARIABLES)
-    from transformers import LlamaForCausalLM
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        from transformers import LlamaForCausalLM
 
-    LlamaForCausalLM(config(hidden_size=64, intermediate_size=64, num_hidden_layers=1))
-    yield
-    for name, value in found.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+        LlamaForCausalLM(config(hidden_size=64, intermediate_size=64, num_hidden_layers=1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def large(checkpoint: Make) -> Path:
+    return checkpoint(config(**LARGE), dtype="float16", sparse=True)  # zeros that take no disk
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint: Make) -> Path:
+    return checkpoint(config(**SMALL), dtype="float16")
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.max_host_peak("0.05 * fp16_size")
+def test_no_rank_commits_the_model(large: Path) -> None:
+    load(large)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.no_nan(poison=True)
+def test_no_rank_holds_nan(small: Path) -> None:
+    load(small)
+
+
+@pytest.mark.ranks(2)
+def test_persistent_buffers_are_rank_0s(small: Path) -> None:
+    import torch
+    from torch import distributed
+
+    model = load(small, kind=scaled_llama())
+    if distributed.get_rank() == 0:
+        model.scale.fill_(3.0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model, optimizer = prepare(model, optimizer)
+    assert bool((model.scale == 3.0).all())
+    logits = model(input_ids=torch.arange(5, 21)[None].to(model.device)).logits.detach()
+    others = [torch.empty_like(logits) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(others, logits)
+    assert all(torch.equal(logits, other) for other in others)
+
+
+@pytest.mark.ranks(2)
+def test_optimizers_know_each_parameter(small: Path) -> None:
+    import torch
+
+    model = load(small)
+    model, optimizer = prepare(model, torch.optim.AdamW(model.parameters()))
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert known == {id(parameter) for parameter in model.parameters()}
