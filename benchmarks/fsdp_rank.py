@@ -100,9 +100,9 @@ def _measured(load: Load) -> dict[str, Any]:
 
     kind = scaled_llama() if load.scaled else None
     distributed.barrier()
-    grown = _Grown()
+    grown = Grown()
     model = loaded(Path(load.checkpoint), load.dtype, kind)
-    found = {"load": grown.read(), **census(model), "releases": _releases()}
+    found = {"load": grown.read(), **census(model), "releases": releases()}
     if load.prepare:
         if load.scaled and distributed.get_rank() == 0:
             model.scale.mul_(3)
@@ -115,7 +115,7 @@ def _measured(load: Load) -> dict[str, Any]:
     return found
 
 
-class _Grown:
+class Grown:
     """Committed host memory from here on: its peak, and what stays."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class _Grown:
         return {"peak": peak - self._start, "stays": settled() - self._start}
 
 
-def _releases() -> dict[str, str]:
+def releases() -> dict[str, str]:
     return {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")}
 
 
@@ -165,7 +165,7 @@ def _prepared(load: Load, model: Any, kind: Any) -> dict[str, Any]:
     from pytest_memleak.cases.fsdp_loads import load as loaded
 
     optimizer = torch.optim.AdamW(model.parameters())
-    grown = _Grown()
+    grown = Grown()
     model, optimizer = prepare(model, optimizer, mixed_precision=load.mixed_precision)
     found: dict[str, Any] = {"prepare": grown.read()}
     local = [parameter.to_local() for parameter in model.parameters()]
