@@ -193,6 +193,14 @@ def test_loads_of_another_kind_are_left_to_upstream(
     assert all_on_meta(model)
 
 
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_a_device_map_is_for_ranks_that_read(waiting: None, tiny: Path, device_map: str) -> None:
+    with FIX.fixed():
+        model = transformers.AutoModelForCausalLM.from_pretrained(tiny, device_map=device_map)
+    assert all_on_meta(model)
+    assert fsdp_rank.census(model)["rotary is right"]
+
+
 def test_a_checkpoint_in_shards(waiting: None, tmp_path: Path) -> None:
     saved(tmp_path, TINY, max_shard_size="1MB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -296,8 +304,8 @@ def test_an_upstream_that_is_not_recognised(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(Unrecognised, match=refused + r".*has no parameter full_sd"), FIX.fixed():
             pass
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("accelerate"), "__version__", "1.6.0")
-        with pytest.raises(Unrecognised, match=refused + "prepare of accelerate before 1.7"), FIX.fixed():
+        patch.setattr(importlib.import_module("accelerate"), "__version__", "1.7.0")
+        with pytest.raises(Unrecognised, match=refused + "prepare of accelerate before 1.8"), FIX.fixed():
             pass
 
 
