@@ -99,9 +99,8 @@ def main() -> None:
             return [bits_of(tensor) for tensor in tensors]
 
         base = best(aminmax, options.device)
-        print(
-            f"{kind}: {len(tensors)} tensors, {size / 2**30:.2f} GiB; torch.aminmax of each: {size / base / 1e9:.0f} GB/s"
-        )
+        speed = f"torch.aminmax of each: {size / base / 1e9:.1f} GB/s"
+        print(f"{kind}: {len(tensors)} tensors, {size / 2**30:.2f} GiB; {speed}")
         for what, run in (("the look", looked), ("isfinite().all()", finite), ("the comparison's bits", bits)):
             print(f"  {what}: {best(run, options.device) / base:.2f} × aminmax, {extra(run):,} B more at the peak")
 

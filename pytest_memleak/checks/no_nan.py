@@ -46,6 +46,7 @@ def judge_no_nan(
     if bad or overflows:
         several = len({title for title, _ in bad if title}) > 1
         lines = [*overflows, *(_line(one, title if several else "") for title, one in bad)]
+        blamed = [look for look in looks if look.found is not None and look.found.bad]
         more = [f"and {plural(len(lines) - _MOST, 'more', 'more')}"] if len(lines) > _MOST else []
         return CheckResult(
             CHECK,
@@ -53,7 +54,7 @@ def judge_no_nan(
             f"{CHECK} FAILED: {_first(bad, overflows)}{on} ({how})",
             kind="values",
             how=how,
-            details=(*lines[:_MOST], *more, *_places(looks), *_unmaterialized(scans), *asked),
+            details=(*lines[:_MOST], *more, *_places(blamed), *_unmaterialized(scans), *asked),
             advice=_ADVICE,
         )
     if why := _blindness(promise, looks, scans, blind, doubts):
@@ -67,10 +68,12 @@ def judge_no_nan(
             advice=ON_THE_CPU if unknown else "",
         )
     count = sum(scan.looked.total() for scan in scans)
+    unmaterialized = sum(len(scan.unmaterialized) for scan in scans)
+    left = f", {unmaterialized} more without values (unmaterialized)" if unmaterialized else ""
     return CheckResult(
         CHECK,
         "pass",
-        f"{CHECK} passed: none in {plural(count, 'tensor')}{on} ({how})",
+        f"{CHECK} passed: no NaN in {plural(count, 'tensor')}{left}{on} ({how})",
         kind="values",
         how=how,
         details=(f"looked at {_kinds(scans)}", *_places(looks), *_unmaterialized(scans), *asked),

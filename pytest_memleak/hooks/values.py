@@ -72,8 +72,8 @@ class Values:
                 assert self._no_nan is not None
                 raise Unavailable(
                     f"{self._no_nan.source}: no_nan(poison=True) beside a budget on committed memory needs two runs "
-                    f"with fresh fixtures, and {self._test.item.name!r} is a {type(self._test.item).__name__}: make it "
-                    "a test function, or two tests, or say poison=False"
+                    f"with fresh fixtures, and {self._test.item.name!r} is of {type(self._test.item).__name__}: make "
+                    "it a test function, or two tests, or say poison=False"
                 )
             self.notes = (TWICE,)
         observer = self._test.measurement.observer
@@ -226,7 +226,7 @@ class Values:
                 return [Look("the model", "", failed=module)]
             return looks.of([weakref.ref(module)])
         if refs := watched.watched_modules():
-            return looks.of(list(dict.fromkeys(refs)))
+            return looks.of(list({id(ref): ref for ref in refs}.values()))
         observer = self._test.measurement.observer
         looks.body_ended(observer.living() if observer is not None else [])
         found = looks.all()

@@ -27,7 +27,9 @@ def plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     for name in names:
-        yield from plain(getattr(tensor, name))
+        # In 2.13 a DTensor names its mesh beside its shard.
+        if isinstance(part := getattr(tensor, name), torch.Tensor):
+            yield from plain(part)
 
 
 def has_no_values(tensor: torch.Tensor) -> bool:

@@ -37,7 +37,7 @@ def pieces(tensor: torch.Tensor, size: int = PIECE) -> Iterator[torch.Tensor]:
     rows = size // tensor[0].numel()
     if rows:
         for some in torch.split(tensor, rows):
-            yield some.reshape(-1)
+            yield some.reshape(-1).contiguous()
         return
     for row in tensor:
         yield from pieces(row, size)

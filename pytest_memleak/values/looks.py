@@ -68,7 +68,7 @@ class Looks(Generic[Found]):
         ]
         return sorted(found, key=lambda look: look.order)
 
-    def of(self, modules: Sequence[weakref.ref[Any]], living: bool = True) -> list[Look[Found]]:
+    def of(self, modules: Sequence[weakref.ref[Any]]) -> list[Look[Found]]:
         """The last of these, which somebody has named; those that live are looked at now."""
         looks: dict[int, Look[Found]] = {}
         for number, ref in enumerate(modules):

@@ -211,6 +211,9 @@ def closer(one: Named, values: torch.Tensor, place: Place | None = None) -> Bad:
     first: tuple[int, ...] = ()
     for piece in pieces(wanted):
         numbers = piece if piece.dtype in _DIRECTLY else piece.float()
+        before += piece.numel()
+        if all(math.isfinite(extreme.item()) for extreme in torch.aminmax(numbers)):
+            continue  # nearly all pieces of a large tensor, mostly
         bad = numbers.isnan()
         found = int(bad.sum())
         nans += found
@@ -220,8 +223,7 @@ def closer(one: Named, values: torch.Tensor, place: Place | None = None) -> Bad:
             infinities += more
             bad |= infinite
         if found and found == nans + infinities:  # the first piece with any
-            first = index_at(before + int(bad.view(torch.uint8).argmax()), wanted.shape)
-        before += piece.numel()
+            first = index_at(before - piece.numel() + int(bad.view(torch.uint8).argmax()), wanted.shape)
     inside = next(plain(one.tensor))
     are_pairs = inside.is_complex()
     return Bad(
