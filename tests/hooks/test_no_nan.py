@@ -120,7 +120,7 @@ def test_bug():
     assert len(lines) == 3
     assert lines[0].startswith("table (non-persistent buffer, float32 [3000] on cpu): 100 % of 3,000 values are NaN")
     assert lines[0].endswith("; allocated at test_it.py:16")
-    assert all(line.endswith("; allocated at test_it.py:9") for line in lines[1:])
+    assert all(line.endswith("; allocated at test_it.py:8") for line in lines[1:])
     assert any(line.startswith("in Sequential (built at test_it.py:7), when it ended") for line in told["details"])
 
 
