@@ -157,7 +157,7 @@ class _Look:
         if extremes is None:
             if values.device.type != "cpu":  # what another stream still writes is not there yet
                 torch.get_device_module(values.device.type).synchronize(values.device)
-            extremes = self._extremes[key] = _Extremes(*key)
+            extremes = self._extremes[key] = _Extremes()
         for piece in _readable(without_repeats(values)):
             if extremes.full:
                 self._judge(extremes)
@@ -181,12 +181,10 @@ class _Look:
 
 
 class _Extremes:
-    """The least and the greatest value of several tensors of one type, kept where these lie until all are read."""
+    """The least and the greatest value of several tensors of one type, left where these lie until all are read."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._found = torch.empty(_TOGETHER, 2, device=device, dtype=dtype)
-        # Made once: a view takes as long as a small reduction.
-        self._places = [(row[0], row[1]) for row in self._found]
+    def __init__(self) -> None:
+        self._found: list[torch.Tensor] = []
         self._asked: list[_Part] = []
 
     @property
@@ -194,13 +192,16 @@ class _Extremes:
         return len(self._asked) == _TOGETHER
 
     def add(self, part: _Part, piece: torch.Tensor) -> None:
-        torch.aminmax(piece, out=self._places[len(self._asked)])
+        self._found += torch.aminmax(piece)
         self._asked.append(part)
 
     def read(self) -> Iterator[tuple[_Part, float, float]]:
-        asked, self._asked = self._asked, []
-        for part, (low, high) in zip(asked, self._found[: len(asked)].tolist(), strict=True):
-            yield part, low, high
+        asked, found = self._asked, self._found
+        self._asked, self._found = [], []
+        if not asked:
+            return
+        values = torch.stack(found).tolist()
+        yield from zip(asked, values[::2], values[1::2], strict=True)
 
 
 def closer(one: Named, values: torch.Tensor, place: Place | None = None) -> Bad:
