@@ -51,6 +51,9 @@ def load() -> ctypes.PyDLL:
         "set_aside": (None, []),
         "take_back": (None, []),
         "end": (None, []),
+        "host_on": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+        "host_off": (None, []),
+        "host_take": (None, [ctypes.POINTER(ctypes.c_int64)]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(found, f"memleak_card_{name}")

@@ -17,6 +17,7 @@
 #include "shapes.cpp"
 #include "copies.cpp"
 #include "marks.cpp"
+#include "host.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"
 #include "places.cpp"
