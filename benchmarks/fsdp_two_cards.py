@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 2 benchmarks/fsdp_two_cards.py --mixed-precision bf16
     python benchmarks/fsdp_two_cards.py --simulated --mixed-precision bf16
 
-Both do the same steps and print one line of JSON for each rank, in bytes: to be laid side by side. The first is measured
-by torch's counters and by Linux's of anonymous pages, the second is predicted on a simulated H200 for each rank, one after
-the other. What NCCL takes for itself is in neither: that is the driver's, and not of torch's allocator.
+Both do the same steps and print one line of JSON for each rank, in bytes: to be laid side by side. The first is
+measured by torch's counters and by Linux's of anonymous pages, the second is predicted on a simulated H200 for each
+rank, one after the other. What NCCL takes for itself is in neither: that is the driver's, and not of torch's allocator.
 """
 
 from __future__ import annotations

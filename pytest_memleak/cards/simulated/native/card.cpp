@@ -18,6 +18,7 @@
 #include "copies.cpp"
 #include "marks.cpp"
 #include "host.cpp"
+#include "host_operations.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"
 #include "places.cpp"

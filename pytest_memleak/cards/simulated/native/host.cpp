@@ -2,7 +2,7 @@
 //
 // A rank of a large model may hold all of it on the CPU, and eight of them do not fit on the machine that plays them. A
 // system gives a tensor memory when it is first written to; so what is large is allocated as ever and never touched:
-// operations on it get their results by shapes alone. Such tensors are marked from the beginning (marks.cpp), so that
+// operations on it get their results by shapes alone (host_operations.cpp). Such tensors are marked from the beginning (marks.cpp), so that
 // every operation on them comes by here, and so that their values count as unknown.
 //
 // What would have been written is noted, by ranges of bytes: that is what a system would have committed. Tensors in mapped
@@ -10,16 +10,11 @@
 
 #include "host.h"
 
-#include "call.h"
 #include "marks.h"
-#include "values.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_native.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/empty_strided_native.h>
 #include <c10/core/StorageImpl.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -174,32 +169,18 @@ at::Tensor empty_strided(
   return counted(at::native::empty_strided_cpu(size, stride, dtype, layout, device, pinned), pinned);
 }
 
-bool on_cpu(const at::Tensor& tensor) {
+}  // namespace host
+
+bool host_is_played() {
+  return host::on;
+}
+
+bool readable_on_host(const at::Tensor& tensor) {
   return tensor.device().is_cpu() && !tensor.unsafeGetTensorImpl()->is_python_dispatch();
 }
 
-// Some of it large, all of it on the CPU, and nothing that autograd has to know of.
-bool by_shapes(const Operation& operation, at::ArrayRef<c10::IValue> arguments) {
-  if (!on || operation.only_views || operation.makes_own_values || operation.shape_from_values ||
-      !operation.decided_by.empty() ||
-      one_of(operation.name, {"new_empty", "resize_", "set_", "_local_scalar_dense", "is_nonzero", "equal", "item"})) {
-    return false;
-  }
-  bool large = false, others = false;
-  for (const c10::IValue& argument : arguments) {
-    each_tensor(argument, [&](const at::Tensor& tensor) {
-      others = others || !on_cpu(tensor) || (tensor.requires_grad() && c10::GradMode::is_enabled());
-      large = large || is_left_alone(tensor);
-    });
-    others = others || (argument.isDevice() && !argument.toDevice().is_cpu());
-  }
-  return large && !others;
-}
-
-}  // namespace host
-
 bool is_left_alone(const at::Tensor& tensor) {
-  if (!host::on || !marked(tensor) || !host::on_cpu(tensor) || !tensor.has_storage()) {
+  if (!host::on || !marked(tensor) || !readable_on_host(tensor) || !tensor.has_storage()) {
     return false;
   }
   const std::lock_guard<std::mutex> lock(host::mutex());
@@ -240,74 +221,8 @@ void note_written(const at::Tensor& tensor) {
   host::begin_anew();
 }
 
-bool run_on_shapes(const c10::OperatorHandle& op, const Operation& operation, Stack* stack) {
-  const size_t count = op.schema().arguments().size();
-  const auto last = torch::jit::last(*stack, count);
-  const Stack arguments(last.begin(), last.end());
-  if (!host::by_shapes(operation, arguments)) {
-    return false;
-  }
-  std::vector<std::pair<at::Tensor, at::Tensor>> originals;
-  Stack found;
-  {
-    const c10::impl::ExcludeDispatchKeyGuard unseen(
-        c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
-    for (const c10::IValue& argument : arguments) {
-      found.push_back(changed(argument, [&](const c10::IValue& value) -> c10::IValue {
-        if (value.isDevice()) {
-          return c10::Device(at::kMeta);
-        }
-        if (!value.isTensor() || !value.toTensor().defined()) {
-          return value.isGenerator() ? c10::IValue() : value;
-        }
-        const at::Tensor& tensor = value.toTensor();
-        for (const auto& [one, original] : originals) {
-          if (original.is_same(tensor)) {
-            return one;
-          }
-        }
-        originals.emplace_back(
-            at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type()), tensor);
-        return originals.back().first;
-      }));
-    }
-    try {
-      op.callBoxed(&found);
-    } catch (const c10::NotImplementedError&) {
-      return false;
-    }
-  }
-  Stack results;
-  for (const c10::IValue& one : found) {
-    results.push_back(changed(one, [&](const c10::IValue& value) -> c10::IValue {
-      if (!value.isTensor() || !value.toTensor().defined() || !value.toTensor().is_meta()) {
-        return value;
-      }
-      const at::Tensor& shape = value.toTensor();
-      for (const auto& [shadow, original] : originals) {
-        if (shadow.is_same(shape)) {
-          return original;
-        }
-      }
-      at::Tensor made =
-          at::empty_strided(shape.sizes(), shape.strides(), shape.options().device(at::kCPU).requires_grad(false));
-      if (is_left_alone(made)) {
-        note_written(made);
-      } else if (made.numel() > 0) {
-        made.fill_(placeholder(made.scalar_type()));
-      }
-      return made;
-    }));
-  }
-  torch::jit::drop(*stack, count);
-  for (c10::IValue& one : results) {
-    stack->push_back(std::move(one));
-  }
-  return true;
-}
-
 void take_mapped(const at::Tensor& tensor) {
-  if (!host::on || !host::on_cpu(tensor) || !tensor.has_storage()) {
+  if (!host::on || !readable_on_host(tensor) || !tensor.has_storage()) {
     return;
   }
   host::adopt(tensor, true);
