@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 
 from pytest_memleak.compiled import Compiled
@@ -26,8 +27,12 @@ Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Answer = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 
 
+@functools.cache
 def load() -> ctypes.PyDLL:
-    """Built if need be, which takes some twenty seconds once; `Unavailable` with the reason if that does not work."""
+    """Built if need be, which takes some twenty seconds once; `Unavailable` with the reason if that does not work.
+
+    Once in a process: what it keeps is kept once, also where its sources are changed meanwhile.
+    """
     found = _LIBRARY.load()
     signatures: dict[str, tuple[object, list[object]]] = {
         "space": (ctypes.c_int, [ctypes.c_uint64, ctypes.c_uint64]),
