@@ -17,11 +17,13 @@ from pytest_memleak.errors import BadInput
 from pytest_memleak.plan import (
     HOST_LEAK_FLOOR,
     MIN_HOST_REPEATS,
+    TOGETHER,
     Cap,
     HostPeakBudget,
     LeakBudget,
     NoNan,
     PeakBudget,
+    Ranks,
     Same,
     Upstream,
     Warmed,
@@ -33,7 +35,7 @@ LEAK_KINDS = ("allocated", "requested", "reserved", "host")
 
 WARM_UPS = ("skipped", "fits", "ran")
 
-Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | NoNan | Same | Upstream | None
+Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | NoNan | Same | Ranks | Upstream | None
 
 
 def max_peak(
@@ -41,22 +43,23 @@ def max_peak(
     *,
     of: str | None = None,
     device: str | int | None = None,
-    rank: int | None = None,
+    rank: int | str | None = None,
     model: object = None,
     warmup: bool = True,
 ) -> Callable[[str], Part]:
     """The peak of the card's memory while the test runs, in absolute bytes, must not exceed LIMIT.
 
     LIMIT is a size ("12G") or an expression over the model's sizes ("0.6 * fp16_size + 200MiB"). of: allocated
-    (default), requested, reserved, driver. device: one device ("cuda:1") instead of each. rank: only that rank's.
+    (default), requested, reserved, driver. device: one device ("cuda:1") instead of each. rank: only
+    that rank's, or "max" or "sum" of all ranks; default: each rank's own.
     model: whose sizes ("fixture:llama", a path, a config); default: the one the test watches, loads or builds.
     warmup=False: what transformers' allocator warm-up asks for while it runs is not counted (allocated, requested).
     """
     one_of("of", of, PEAK_KINDS)
     if device is not None and (isinstance(device, bool) or not isinstance(device, str | int)):
         raise BadInput(f'device={device!r} is not a device: write "cuda:1" or 1')
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
-        raise BadInput(f"rank={rank!r} is not a rank: write 0, 1, …")
+    if rank is not None and rank not in TOGETHER and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+        raise BadInput(f'rank={rank!r} is not a rank: write 0, 1, …, "max" or "sum"')
     if not isinstance(warmup, bool):
         raise BadInput(f"warmup={warmup!r}: write True or False")
     if not warmup and of in ("reserved", "driver"):
@@ -115,6 +118,30 @@ def allocator_warmup(expected: str) -> Callable[[str], Part]:
     if expected not in WARM_UPS:
         raise BadInput(f"{expected!r} is not one of {', '.join(WARM_UPS)}")
     return lambda source: Warmed(expected, source)
+
+
+def ranks(
+    n: int, *, backend: str | bool | None = None, nnodes: int = 1, timeout: float | None = None
+) -> Callable[[str], Part]:
+    """The test runs on N processes at once, each with fixtures of its own; its other promises are each rank's.
+
+    backend: of their default process group, which is there before the fixtures are (default: NCCL and gloo on GPUs,
+    gloo on CPUs; False: the test makes it itself). nnodes: how many machines are played on this one. timeout: seconds
+    until ranks that have not ended count as hung (default: --memleak-ranks-timeout). Under a torchrun of N processes
+    the test joins them, and starts none.
+    """
+    for name, value in (("n", n), ("nnodes", nnodes)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BadInput(
+                f"{name}={value!r} is not a number of {'ranks' if name == 'n' else 'machines'}: write 1, 2, …"
+            )
+    if n % nnodes:
+        raise BadInput(f"{n} ranks are not to be shared alike by nnodes={nnodes}")
+    if backend is True or not (backend is None or backend is False or (isinstance(backend, str) and backend)):
+        raise BadInput(f'backend={backend!r} is not a backend: write "gloo", "nccl", or False for none')
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0):
+        raise BadInput(f"timeout={timeout!r} is not a number of seconds")
+    return lambda source: Ranks(n, source, backend, nnodes, timeout)
 
 
 def no_nan(*, poison: bool = True, gradients: bool = False, model: object = None) -> Callable[[str], Part]:
@@ -187,6 +214,7 @@ MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (
     max_leak,
     gpu_cap,
     allocator_warmup,
+    ranks,
     no_nan,
     same_on_all_ranks,
     memleak_fix,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pytest_memleak.budget.expression import Expression
 
 MIN_HOST_REPEATS = 3
+# Of a peak: one verdict on all ranks, the highest or their sum; a number is one rank's, nothing each rank's own.
+TOGETHER = ("max", "sum")
 # Committed memory is counted in pages, and malloc keeps some of what it got: below this a host leak is noise.
 HOST_LEAK_FLOOR = 256 * 1024
 
@@ -23,7 +25,7 @@ class Budget:
 class PeakBudget(Budget):
     of: str | None = None
     device: str | int | None = None
-    rank: int | None = None
+    rank: int | str | None = None
     model: object = None
     warmup: bool = True
     """Whether what transformers' allocator warm-up asks for while it runs is counted."""
@@ -81,6 +83,18 @@ class Cap:
     """Whether the program is told (mem_get_info, device properties), or only refused."""
     free: int | None = None
     """How much of the card is not occupied by somebody else; None: all of it."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """On how many processes the test's body runs at once."""
+
+    size: int
+    source: str
+    backend: str | bool | None = None
+    """Of the process group; None: what fits the card; False: the test makes it itself."""
+    nodes: int = 1
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

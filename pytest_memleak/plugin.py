@@ -12,6 +12,9 @@ import pytest
 from pytest_memleak import marks, promises, settings
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixtures import card, checkpoint, memory, warmup_spy
+from pytest_memleak.hooks.attributes import RANK
+from pytest_memleak.plan import Plan, Ranks
+from pytest_memleak.ranks.world import joined
 from pytest_memleak.settings import SETTINGS
 from pytest_memleak.support import at_least
 
@@ -47,13 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     config.stash[SETTINGS] = read = settings.read(config)
     _simulate(config, read)  # a plugin that a conftest brought along was not asked before
-    if not is_worker(config):
+    if not is_worker(config) and not _is_another_rank(config):
         check_paths(read)
         config.pluginmanager.register(Reporting(config, read), "memleak-reporting")
     if not at_least(pytest.__version__, "9"):
         from pytest_memleak.hooks.marked_fixtures import MarkedFixtures
 
         config.pluginmanager.register(MarkedFixtures(), "memleak-marked-fixtures")
+
+
+def _is_another_rank(config: pytest.Config) -> bool:
+    """What it found is told by the run that has started it, or by rank 0 of an outer torchrun."""
+    if config.pluginmanager.hasplugin(RANK):
+        return True
+    world = joined()
+    return world is not None and world.rank > 0
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -73,10 +84,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if ours := marks.own_marks(item):
             item.stash[OWN_MARKS] = ours
         try:
-            plan = promises.read_plan(item, read)
+            ranks, plan = promises.read_ranks(item), promises.read_plan(item, read)
         except BadInput as error:
             item.stash[BAD_MARK] = error
             asked = True
+            continue
+        if ranks is not None and _takes(item, ranks, plan, read):
             continue
         if plan is not None:
             item.stash[PLAN] = plan
@@ -88,6 +101,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         live = live_line(session.config, read)
         session.config.pluginmanager.register(MeasuredTests(read, live), "memleak-measuring")
         around_tests(session, read)
+
+
+def _takes(item: pytest.Item, ranks: Ranks, plan: Plan | None, read: settings.Settings) -> bool:
+    """Whether the test runs in other processes, and so has nothing to be measured here."""
+    from pytest_memleak.hooks import ranks as hooks_of_ranks
+
+    return hooks_of_ranks.take(item, ranks, plan, read)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,15 +14,22 @@ from _pytest.mark.structures import get_unpacked_marks
 from _pytest.nodes import Node
 
 from pytest_memleak.errors import BadInput
-from pytest_memleak.marks import MARKERS, Part, max_host_peak, max_leak, max_peak, memleak_off, shown
-from pytest_memleak.plan import Cap, Plan
+from pytest_memleak.marks import MARKERS, Part, max_host_peak, max_leak, max_peak, memleak_off, ranks, shown
+from pytest_memleak.plan import Cap, Plan, Ranks
 from pytest_memleak.settings import SIMULATED, Settings
+
+
+def read_ranks(item: pytest.Item) -> Ranks | None:
+    """On how many ranks the test is to run; None: on this process alone."""
+    found = _read(item, ranks)
+    return found if isinstance(found, Ranks) else None
 
 
 def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     """What is to be watched during `item`; None when nothing is."""
     defaults = {} if _read(item, memleak_off) else _defaults(settings)
-    parts = {marker.__name__: _read(item, marker) or defaults.get(marker.__name__) for marker in MARKERS[:-1]}
+    promised = [marker for marker in MARKERS if marker not in (ranks, memleak_off)]
+    parts = {marker.__name__: _read(item, marker) or defaults.get(marker.__name__) for marker in promised}
     own_cap = parts["gpu_cap"]
     cap = own_cap or _run_cap(settings)
     marked = (

@@ -18,6 +18,7 @@ AUTO, ALWAYS, RERUN, NEVER = "auto", "always", "rerun", "never"
 EXPLAIN = (AUTO, ALWAYS, RERUN, NEVER)
 SIMULATED = "simulated"
 PROGRESS = (AUTO, NEVER)
+RANKS_TIMEOUT = 300.0
 BACKENDS = ("auto", "real", SIMULATED, "cpu")
 
 
@@ -94,6 +95,12 @@ OPTIONS = (
         "On CUDA, save torch's own memory snapshot of each test whose memory was recorded to FOLDER, for "
         "https://pytorch.org/memory_viz.",
     ),
+    Option(
+        "ranks_timeout",
+        "--memleak-ranks-timeout",
+        "SECONDS",
+        f"How long the ranks of a test may take until they count as hung (default {RANKS_TIMEOUT:g}).",
+    ),
     Option("max_peak", "--memleak-max-peak", "LIMIT", "Default max_peak for all tests without the marker."),
     Option(
         "max_host_peak", "--memleak-max-host-peak", "LIMIT", "Default max_host_peak for all tests without the marker."
@@ -127,6 +134,7 @@ class Settings:
     html: str | None = None
     progress: str = AUTO
     snapshots: str | None = None
+    ranks_timeout: float = RANKS_TIMEOUT
     defaults: Mapping[str, Given] = ()  # type: ignore[assignment]  # replaced in read(); a frozen class needs some default
 
     @property
@@ -183,6 +191,7 @@ def read(config: pytest.Config) -> Settings:
         html=path("html"),
         progress=checked("progress", _one_of(PROGRESS)) if "progress" in given else AUTO,
         snapshots=path("snapshots"),
+        ranks_timeout=checked("ranks_timeout", _seconds) if "ranks_timeout" in given else RANKS_TIMEOUT,
         defaults={name: given[name] for name in DEFAULT_CHECKS if name in given},
     )
 
@@ -232,6 +241,16 @@ def _one_of(allowed: tuple[str, ...]) -> Any:
         return text
 
     return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise BadInput(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _backend(text: str) -> tuple[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.meters.reading import PREDICTED, Levels, Reading
-from pytest_memleak.plan import Budget, HostPeakBudget, PeakBudget
+from pytest_memleak.plan import TOGETHER, Budget, HostPeakBudget, PeakBudget
+from pytest_memleak.ranks.world import current
 from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
 from pytest_memleak.wording import host_peak_message, peak_message, readable_above, size
 
@@ -26,19 +27,23 @@ def judge_peak(
 ) -> list[CheckResult]:
     """One result for each device that was used. Without a budget: what was read, for report mode."""
     kind = (budget.of if budget else None) or "allocated"
-    if budget and budget.rank is not None and (here := os.environ.get("RANK")) != str(budget.rank):
-        if here is not None:
-            return []  # another rank's promise
-        return [inconclusive(check, f"rank={budget.rank}, but the test runs in one process, without ranks")]
+    world = current()
+    if budget and budget.rank is not None and world is None:
+        return [inconclusive(check, f"rank={budget.rank}, but the test runs in one process: put it on ranks(2)")]
     try:
         limit = evaluate(budget, term_of) if budget else None
         concerned = _concerned(readings, kind, budget.device if budget else None)
         counted = budget is None or budget.warmup
     except (Inconclusive, BadInput) as error:
         return [inconclusive(check, str(error))]
+    together = budget is not None and budget.rank in TOGETHER
+    if budget and world is not None and budget.rank not in (None, world.rank) and not together:
+        limit = None  # another rank's promise: here it is only read
     results = [_judge_device(check, reading, kind, limit, doubts, counted) for reading in concerned]
-    used = [result for result in results if result.measured or result.verdict != "pass"]
-    return used or results[:1]
+    used = [result for result in results if result.measured or result.verdict != "pass"] or results[:1]
+    if budget and limit is None:
+        return [replace(result, enforced=False) for result in used]
+    return [_for_all_ranks_to_judge(result) for result in used] if together else used
 
 
 def judge_host_peak(
@@ -78,6 +83,21 @@ def evaluate(budget: Budget, term_of: TermOf) -> Limit:
 
 def inconclusive(check: str, why: str) -> CheckResult:
     return CheckResult(check=check, verdict="inconclusive", message=f"{check} INCONCLUSIVE: {why}")
+
+
+def _for_all_ranks_to_judge(result: CheckResult) -> CheckResult:
+    if result.verdict not in ("pass", "fail") or result.measured is None or result.limit is None:
+        return replace(result, enforced=False)
+    message = peak_message(
+        "not judged",
+        measured=result.measured,
+        limit=result.limit.bytes,
+        kind=result.kind,
+        device=result.device,
+        how=result.how,
+        why="it is a part of what all ranks may have",
+    )
+    return replace(result, verdict="not judged", message=message, advice="", enforced=False)
 
 
 def _judge_device(

@@ -12,6 +12,9 @@ WITHHELD = "memleak_withheld"
 RECORD = "memleak"
 """On the report of a teardown: the test's record, as plain data."""
 
+RANK = "memleak-rank"
+"""The name of the plugin that only the process of a rank has."""
+
 PLAN = pytest.StashKey[Plan]()
 BAD_MARK = pytest.StashKey[BadInput]()
 UNJUDGED = pytest.StashKey[str]()

@@ -190,7 +190,7 @@ class MeasuredTests:
                 setattr(report, RECORD, test.record().as_json())
                 self.test = None
         elif call.when == "teardown" and (why := item.stash.get(UNJUDGED, "")):
-            setattr(report, RECORD, _unjudged(item, why).as_json())
+            setattr(report, RECORD, unjudged(item, why).as_json())
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -280,7 +280,7 @@ def insist(report: pytest.TestReport, refused: Refused) -> None:
     report.__dict__.pop("wasxfail", None)
 
 
-def _unjudged(item: pytest.Item, why: str) -> TestRecord:
+def unjudged(item: pytest.Item, why: str) -> TestRecord:
     path, line, _ = item.location
     result = CheckResult("set-up", "inconclusive", f"set-up INCONCLUSIVE: {why}")
     return TestRecord(item.nodeid, path, (line or 0) + 1, results=(result,))

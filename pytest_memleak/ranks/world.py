@@ -25,8 +25,11 @@ def current() -> World | None:
     """None in a process that is nobody's rank."""
     try:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return World(
-            rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        )
+        return World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except (KeyError, ValueError):
         return None
+
+
+def joined() -> World | None:
+    """The world of an outer torchrun that has started this process, as one of many."""
+    return current() if "TORCHELASTIC_RUN_ID" in os.environ else None

@@ -78,6 +78,8 @@ class CheckResult:
     """What to do next."""
     enforced: bool = True
     """False in report mode and for readings without a limit: shown, never failing."""
+    rank: int | None = None
+    """Whose it is, of a test that ran on several."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Block:
     how: str
     peak: int
     grown: int
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Timeline:
     """The absolute level at that second."""
     phases: tuple[tuple[str, float], ...] = ()
     """When each part of the test began: ``("setup", 0.0), ("call", 0.12), ("teardown", 3.4)``; again for each run."""
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ class TestRecord:
     duration: float = 0.0
     timelines: tuple[Timeline, ...] = ()
     """Only where somebody wants to see them."""
+    ranks: int = 0
+    """On how many it ran; 0: on the process that reports it."""
 
     @property
     def verdict(self) -> Verdict | None:

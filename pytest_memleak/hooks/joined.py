@@ -1,0 +1,95 @@
+"""Tests with `@pytest.mark.ranks` under an outer torchrun: each of its processes is a run of pytest, and is one rank.
+
+Nothing is started. All ranks run the test; each tells rank 0 what became of it there, whose report is that of all.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from pytest_memleak.hooks.attributes import RECORD
+from pytest_memleak.plan import Plan, Ranks
+from pytest_memleak.ranks import group
+from pytest_memleak.ranks.choosing import backend_of, kind_of_card
+from pytest_memleak.ranks.outcome import outcome
+from pytest_memleak.ranks.told import PHASES, Told
+from pytest_memleak.ranks.world import World
+from pytest_memleak.records.record import TestRecord
+from pytest_memleak.report.junit import replace_properties
+from pytest_memleak.settings import Settings
+
+_ASKED = pytest.StashKey[tuple[Ranks, "Plan | None"]]()
+
+
+class JoinedTests:
+    def __init__(self, settings: Settings, world: World) -> None:
+        self._settings = settings
+        self._world = world
+        self._done = 0
+
+    def take(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> None:
+        item.stash[_ASKED] = ranks, plan
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        asked = item.stash.get(_ASKED, None)
+        if asked is None:
+            return None
+        ranks, plan = asked
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        with group.ending_after(ranks.timeout or self._settings.ranks_timeout):
+            reports = {report.when: report for report in runtestprotocol(item, nextitem=nextitem, log=False)}
+        if ranks.size == self._world.size:
+            self._together(item, ranks, plan, reports)
+        for report in reports.values():
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        asked = item.stash.get(_ASKED, None)
+        if asked is None:
+            return
+        ranks, plan = asked
+        if ranks.size != self._world.size:
+            pytest.skip(f"wants {ranks.size} ranks, and torchrun has started {self._world.size}")
+        backend = backend_of(ranks, kind_of_card(self._settings, plan))
+        if backend is not None:
+            group.begin(backend, self._world)
+
+    def pytest_sessionfinish(self) -> None:
+        group.end()
+
+    def _together(self, item: pytest.Item, ranks: Ranks, plan: Plan | None, reports: dict[Any, Any]) -> None:
+        """Rank 0 waits for the others, as long as a rank may take; the others do not wait for anybody."""
+        self._done += 1
+        mine = {when: item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+                for when, report in reports.items()}  # fmt: skip
+        store = group.store()
+        if store is None:
+            return
+        key = f"pytest-memleak/{self._done}/{{}}/{item.nodeid}"
+        if self._world.rank:
+            store.set(key.format(self._world.rank), json.dumps(mine, default=str))
+            return
+        told = [Told(0, reports=mine, ended=True)]
+        timeout = ranks.timeout or self._settings.ranks_timeout
+        for rank in range(1, self._world.size):
+            text = group.wait_for(store, key.format(rank), timeout)
+            told.append(Told(rank, reports=json.loads(text) if text else {}, ended=text is not None, began="call"))
+        phases = outcome(
+            item,
+            plan,
+            self._world.size,
+            told,
+            lambda one: f"rank {one.rank} of {self._world.size} did not tell its result within {timeout:g} s",
+        )
+        for when in PHASES:
+            if when in reports:
+                phases[when].write_over(reports[when])
+        replace_properties(item.user_properties, TestRecord.from_json(phases["teardown"].attributes[RECORD]))

@@ -1,0 +1,185 @@
+"""Tests with `@pytest.mark.ranks`: their bodies run in processes of their own, and here is what became of them.
+
+In this process such a test has no fixtures and no body. Its set-up starts the ranks and waits for them; then its three
+reports are written from theirs. So whatever another plugin does with a test's reports holds for them as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.outcomes import Failed
+
+from pytest_memleak.errors import MemleakError, Unavailable
+from pytest_memleak.hooks.attributes import RANK, RECORD, UNJUDGED
+from pytest_memleak.hooks.joined import JoinedTests
+from pytest_memleak.hooks.measuring import Refused, insist, unjudged
+from pytest_memleak.plan import Plan, Ranks
+from pytest_memleak.ranks.world import joined
+from pytest_memleak.records.record import TestRecord
+from pytest_memleak.report.junit import replace_properties
+from pytest_memleak.settings import ALWAYS, RERUN, Settings
+from pytest_memleak.support import require_torch
+
+if TYPE_CHECKING:
+    from pytest_memleak.ranks.job import Job
+    from pytest_memleak.ranks.merging import Phase
+
+_OUTCOME = pytest.StashKey[dict[str, "Phase"]]()
+_PLUGIN = "memleak-ranked"
+_PATIENCE = 3600.0
+"""Seconds that a test waits for GPUs that other tests have."""
+
+
+class RanksFailed(Failed):
+    """The test failed on some of its ranks; which ones and why is in the report."""
+
+
+def take(item: pytest.Item, ranks: Ranks, plan: Plan | None, settings: Settings) -> bool:
+    """Whether the test's ranks are other processes. In one of those, or in one of an outer torchrun, it is not."""
+    manager = item.config.pluginmanager
+    if manager.hasplugin(RANK):
+        return False
+    world = joined()
+    ranked = manager.getplugin(_PLUGIN)
+    if ranked is None:
+        ranked = RankedTests(settings) if world is None else JoinedTests(settings, world)
+        manager.register(ranked, _PLUGIN)
+    ranked.take(item, ranks, plan)
+    return world is None
+
+
+class RankedTests:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def take(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> None:
+        """From now on the test's own set-up, body and teardown run in the processes of its ranks alone."""
+        taken: Any = item
+
+        def set_up() -> None:
+            item.stash[_OUTCOME] = {}
+            item.stash[UNJUDGED] = ""
+            try:
+                item.stash[_OUTCOME] = self._run(item, ranks, plan)
+            except MemleakError as error:
+                item.stash[UNJUDGED] = str(error)
+                raise Refused(f"pytest-memleak: {error}", pytrace=False) from None
+            _end_as(item, "setup")
+
+        taken.setup = set_up
+        taken.runtest = lambda: _end_as(item, "call")
+        taken.teardown = lambda: _end_as(item, "teardown")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
+            insist(report, call.excinfo.value)
+        phases = item.stash.get(_OUTCOME, {})
+        if not phases:
+            if call.when == "teardown" and (why := item.stash.get(UNJUDGED, "")):
+                setattr(report, RECORD, unjudged(item, why).as_json())
+            return report
+        if call.excinfo is None or isinstance(call.excinfo.value, RanksFailed | pytest.skip.Exception):
+            took = call.duration
+            phases[call.when].write_over(report)
+            if call.when == "setup":  # all of it was done there; what is not the others' is the processes' start
+                report.duration = max(took - phases["call"].duration - phases["teardown"].duration, report.duration)
+        return report
+
+    def _run(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> dict[str, Phase]:
+        require_torch()
+        from pytest_memleak.ranks import told
+        from pytest_memleak.ranks.launch import launch
+        from pytest_memleak.ranks.outcome import outcome
+
+        kills = told.oom_kills()
+        with self._job(item, ranks, plan) as job:
+            ended = launch(job, shown=item.config.option.capture == "no")
+        found = told.read(job, ended)
+        _tell_warnings(item, found)
+        phases = outcome(item, plan, job.size, found, lambda one: told.why(one, job, found, told.oom_kills() - kills))
+        record = TestRecord.from_json(phases["teardown"].attributes[RECORD])
+        replace_properties(item.user_properties, record)
+        return phases
+
+    @contextlib.contextmanager
+    def _job(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> Iterator[Job]:
+        from pytest_memleak.ranks import cards
+        from pytest_memleak.ranks.choosing import GPUS, backend_of, kind_of_card
+        from pytest_memleak.ranks.job import Job
+
+        config = item.config
+        kind = kind_of_card(self._settings, plan)
+        with contextlib.ExitStack() as held:
+            gpus: tuple[str, ...] = ()
+            if kind == GPUS and ranks.backend != "gloo":
+                here = cards.here()
+                if len(here) < ranks.size:
+                    raise Unavailable(
+                        f"{ranks.source}: {ranks.size} ranks want a GPU each, and there "
+                        f"{'is' if len(here) == 1 else 'are'} {len(here)}: run it where there are more, or on CPUs "
+                        '(--gpu-backend=cpu, ranks(backend="gloo"))'
+                    )
+                gpus = held.enter_context(cards.reserved(ranks.size, here, _PATIENCE))
+            yield Job(
+                folder=str(_folder(config)),
+                nodeid=item.nodeid,
+                path=str(item.path),
+                args=tuple(map(str, config.invocation_params.args)),
+                where=str(config.invocation_params.dir),
+                sys_path=tuple(sys.path),
+                size=ranks.size,
+                nodes=ranks.nodes,
+                backend=backend_of(ranks, kind),
+                timeout=ranks.timeout or self._settings.ranks_timeout,
+                cards=gpus,
+                options=self._options(),
+            )
+
+    def _options(self) -> Mapping[str, str]:
+        # One rank that runs once more to be explained would wait for the others.
+        return {"memleak_explain": ALWAYS} if self._settings.explain == RERUN else {}
+
+
+def _folder(config: pytest.Config) -> Path:
+    factory: Any = config._tmp_path_factory  # type: ignore[attr-defined]  # what the fixture of that name gives out
+    return Path(factory.mktemp("ranks"))
+
+
+def _end_as(item: pytest.Item, when: str) -> None:
+    phase = item.stash.get(_OUTCOME, {}).get(when)
+    if phase is None or phase.outcome == "passed":
+        return
+    if phase.outcome == "skipped":
+        pytest.skip(phase.reason)
+    raise RanksFailed(str(phase.longrepr), pytrace=False)
+
+
+def _tell_warnings(item: pytest.Item, told: Any) -> None:
+    """Each once, whoever gave it."""
+    for given in {(one["category"], one["text"], one["file"], one["line"]) for rank in told for one in rank.warnings}:
+        category, text, file, line = given
+        message = warnings.WarningMessage(text, _category(category), file, line)
+        item.ihook.pytest_warning_recorded.call_historic(
+            kwargs={"warning_message": message, "nodeid": item.nodeid, "when": "runtest", "location": None}
+        )
+
+
+def _category(name: str) -> type[Warning]:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError):
+        return UserWarning
+    return found if isinstance(found, type) and issubclass(found, Warning) else UserWarning

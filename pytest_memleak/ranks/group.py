@@ -1,0 +1,89 @@
+"""The default process group of a test on ranks: there before its fixtures, gone after them."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from pytest_memleak.errors import Unavailable
+from pytest_memleak.ranks.world import World, current
+
+GLOO = "gloo"
+NCCL = "cpu:gloo,cuda:nccl"
+PLAYED = "played"
+"""This process plays its rank alone, on a simulated card: the others are not there."""
+
+
+class ProcessGroup:
+    """A plugin in each process of a world."""
+
+    def __init__(self, backend: str | None) -> None:
+        self._backend = backend
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        if self._backend is not None:
+            world = current()
+            assert world is not None
+            begin(self._backend, world)
+
+    def pytest_runtest_logfinish(self) -> None:
+        if self._backend is not None:
+            end()
+
+
+def begin(backend: str, world: World) -> None:
+    """Joins the others, as the environment says where they are."""
+    import torch
+    import torch.distributed
+
+    if not torch.distributed.is_available():
+        raise Unavailable("this torch was built without torch.distributed, which ranks need")
+    if torch.distributed.is_initialized():
+        return
+    if "nccl" in backend:
+        torch.cuda.set_device(world.local_rank)
+    torch.distributed.init_process_group(backend)
+
+
+def end() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def store() -> Any:
+    """Where the ranks of the default group can leave word for each other; None without a group."""
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return None
+    from torch.distributed.distributed_c10d import _get_default_store  # private; there in torch 2.6 to 2.13
+
+    return _get_default_store()
+
+
+def wait_for(store: Any, key: str, seconds: float) -> str | None:
+    """What another rank has left under a name; None if it has not within that time."""
+    try:
+        store.wait([key], timedelta(seconds=seconds))
+    except RuntimeError:  # torch's own DistStoreError is one
+        return None
+    return bytes(store.get(key)).decode()
+
+
+@contextlib.contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """A rank that hangs says where, and ends its process: torchrun ends the others with it."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,110 @@
+"""Of the records of all ranks one, with each result's rank, and what is promised of all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.plan import TOGETHER, PeakBudget
+from pytest_memleak.records.record import CheckResult, TestRecord, Verdict
+from pytest_memleak.wording import peak_message
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    record: TestRecord
+    of_all: tuple[CheckResult, ...] = ()
+    """Verdicts on all ranks together, which none of them could reach."""
+
+    @property
+    def undecided(self) -> bool:
+        return any(result.enforced and result.verdict == "inconclusive" for result in self.of_all)
+
+
+def reckon(
+    empty: TestRecord,
+    records: Mapping[int, TestRecord],
+    ranks: int,
+    budget: PeakBudget | None,
+    deaths: Mapping[int, str],
+    report: bool = False,
+) -> Reckoned:
+    """`records`: of those ranks that came to their end; `deaths`: of the others, what became of them."""
+    results = [
+        replace(result, rank=rank, message=f"rank {rank}: {result.message}")
+        for rank, record in sorted(records.items())
+        for result in record.results
+    ]
+    results += [
+        CheckResult("ranks", "fail", message.splitlines()[0], rank=rank, details=tuple(message.splitlines()[1:]))
+        for rank, message in sorted(deaths.items())
+    ]
+    of_all = _together(budget, results, ranks, deaths, report)
+    first = records[min(records)] if records else empty
+    record = replace(
+        empty,
+        card=first.card,
+        results=(*of_all, *results),
+        blocks=tuple(replace(one, rank=rank) for rank, record in sorted(records.items()) for one in record.blocks),
+        timelines=tuple(
+            replace(one, rank=rank) for rank, record in sorted(records.items()) for one in record.timelines
+        ),
+        notes=_notes(records),
+        duration=max((record.duration for record in records.values()), default=0.0),
+        ranks=ranks,
+    )
+    return Reckoned(record, of_all)
+
+
+def _notes(records: Mapping[int, TestRecord]) -> tuple[str, ...]:
+    """What all say is said once."""
+    who: dict[str, list[int]] = {}
+    for rank, record in sorted(records.items()):
+        for note in record.notes:
+            who.setdefault(note, []).append(rank)
+    return tuple(
+        note if len(ranks) == len(records) else f"{note} (rank {', '.join(map(str, ranks))})"
+        for note, ranks in who.items()
+    )
+
+
+def _together(
+    budget: PeakBudget | None, results: Sequence[CheckResult], ranks: int, deaths: Mapping[int, str], report: bool
+) -> tuple[CheckResult, ...]:
+    """One verdict on the highest of all ranks' peaks, or on their sum."""
+    if budget is None or budget.rank not in TOGETHER:
+        return ()
+    place = f"{ranks} ranks together" if budget.rank == "sum" else f"the highest of {ranks} ranks"
+    peaks = [result for result in results if result.check == "max_peak"]
+    missing = [rank for rank in range(ranks) if rank in deaths or not any(one.rank == rank for one in peaks)]
+    unsure = [one for one in peaks if one.verdict == "inconclusive" or one.measured is None or one.limit is None]
+    if missing or unsure:
+        why = f"rank {missing[0]} has no peak" if missing else f"of rank {unsure[0].rank} it is not known"
+        message = f"max_peak INCONCLUSIVE of {place}: {why}"
+        return (CheckResult("max_peak", "inconclusive", message, enforced=not report),)
+    first = peaks[0]
+    assert first.limit is not None
+    levels = [one.measured or 0 for one in peaks]
+    reached = sum(levels) if budget.rank == "sum" else max(levels)
+    verdict: Verdict = "pass" if reached <= first.limit.bytes else "fail"
+    details = tuple(f"rank {one.rank}: {format_size(one.measured or 0)} on {one.device}" for one in peaks)
+    return (
+        CheckResult(
+            "max_peak",
+            verdict,
+            peak_message(
+                verdict, measured=reached, limit=first.limit.bytes, kind=first.kind, device=place, how=first.how
+            ),
+            device=place,
+            kind=first.kind,
+            how=first.how,
+            measured=reached,
+            limit=first.limit,
+            details=details,
+            advice=""
+            if verdict == "pass"
+            else "see which rank holds more than its share, and what was alive there at its peak",
+            enforced=not report,
+        ),
+    )

@@ -1,0 +1,61 @@
+"""The cases of FSDP loads on the installed releases: red with the bug put back or as it is, green mended.
+
+Two ranks on the CPU, with the test file that `memleak matrix` runs on released versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+import pytest_memleak
+from tests.conftest import Records
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+LOADS = Path(pytest_memleak.__file__).parent / "cases" / "fsdp_loads.py"
+COMMITS = "test_no_rank_commits_the_model"
+BUFFERS = "test_persistent_buffers_are_rank_0s"
+OPTIMIZERS = "test_optimizers_know_each_parameter"
+ZEROS = 'pytest.mark.memleak_bug("fsdp_init", flavour="zeros_like")'
+FIX = 'pytest.mark.memleak_fix("fsdp_init")'
+
+Loads = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def loads(pytester: pytest.Pytester) -> Loads:
+    """Runs some of the tests under these marks."""
+
+    def run(only: str, *marks: str) -> pytest.RunResult:
+        text = f"{LOADS.read_text(encoding='utf-8')}\npytestmark = [{', '.join(marks)}]\n"
+        pytester.makepyfile(test_loads=text)
+        arguments = ("-p", "no:cacheprovider", "--gpu-backend=cpu", "--memleak-json=out.json", "-k", only)
+        return pytester.runpytest_subprocess(*arguments)
+
+    return run
+
+
+def test_the_rank_that_waits_commits_the_model(loads: Loads, records: Records) -> None:
+    loads(COMMITS, ZEROS).assert_outcomes(failed=1)
+    (test,) = records().values()
+    verdicts = {result["rank"]: result["verdict"] for result in test["results"]}
+    assert verdicts == {0: "pass", 1: "fail"}
+
+
+@pytest.mark.skipif(
+    not SpecifierSet("<=1.15.0").contains(metadata.version("accelerate")), reason="later releases may send buffers"
+)
+def test_buffers_as_they_are(loads: Loads) -> None:
+    result = loads(BUFFERS)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*'Tensor' object has no attribute 'device_mesh'*"])
+
+
+def test_mended(loads: Loads) -> None:
+    loads(f"{COMMITS} or {BUFFERS} or {OPTIMIZERS}", ZEROS, FIX).assert_outcomes(passed=3)
