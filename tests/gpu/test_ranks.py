@@ -44,7 +44,7 @@ def test_together_break():
 
 @pytest.mark.gpu_cap("1G")
 def test_capped():
-    ones((1 + RANK) << 29)
+    ones((1 + 2 * RANK) << 29)
 
 def test_waits():
     if RANK: time.sleep(1000)
