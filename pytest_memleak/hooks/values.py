@@ -55,7 +55,7 @@ class Values:
         self._no_nan, self._same = plan.no_nan, plan.same
         self._poison = Poison() if plan.no_nan is not None and plan.no_nan.poison else None
         self._gradients = GradientLooks(self._scan) if plan.no_nan is not None and plan.no_nan.gradients else None
-        self._scans = Looks(self._scan_model, at_loads=True)
+        self._scans = self._new_scans()
         self._summaries = Looks(summary, at_loads=False)
         self._scanned: list[Look[Scan]] = []
         self._summed: list[Look[Summary]] = []
@@ -120,7 +120,7 @@ class Values:
     def run_begins(self) -> None:
         """Another run: its models are others. What was bad in the last one stays bad."""
         self._is_over |= any(look.found is not None and look.found.bad for look in self._scanned)
-        self._scans = Looks(self._scan_model, at_loads=True)
+        self._scans = self._new_scans()
         self._summaries = Looks(summary, at_loads=False)
 
     def judge(self, doubts: Sequence[str]) -> list[CheckResult]:
@@ -193,6 +193,9 @@ class Values:
             self._scans.model_ends(seen, module)
         if self._same is not None:
             self._summaries.model_ends(seen, module)
+
+    def _new_scans(self) -> Looks[Scan]:
+        return Looks(self._scan_model, at_loads=True, is_bad=lambda found: found.bad)
 
     def _scan_model(self, model: nn.Module) -> Scan:
         return self._scan(of_module(model, gradients=self._no_nan is not None and self._no_nan.gradients))

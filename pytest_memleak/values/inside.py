@@ -1,6 +1,6 @@
 """What this room knows of torch's inside: wrappers of tensors, tensors without values, the store that ranks share.
 
-Every private name of torch that the room uses is in this file. Checked on torch 2.6, 2.11 and 2.13.
+Every private name of torch that the room uses is in this file. Checked on torch 2.13.
 """
 
 from __future__ import annotations

@@ -41,9 +41,16 @@ class _Kept(Generic[Found]):
 class Looks(Generic[Found]):
     """Of one run of a test."""
 
-    def __init__(self, look: Callable[[nn.Module], Found], *, at_loads: bool) -> None:
+    def __init__(
+        self,
+        look: Callable[[nn.Module], Found],
+        *,
+        at_loads: bool,
+        is_bad: Callable[[Found], object] = lambda found: False,
+    ) -> None:
         """`at_loads`: also when a load returns, for models whose end nobody sees."""
         self._look = look
+        self._finds_bad = is_bad
         self._at_loads = at_loads
         self._kept: list[_Kept[Found]] = []
 
@@ -59,13 +66,15 @@ class Looks(Generic[Found]):
             self._note(seen, model, "when the body had ended")
 
     def all(self) -> list[Look[Found]]:
-        """The last of each model, in their order; none of a loaded one that was seen as a part of another later."""
+        """The last of each model, in their order; of a loaded one that is a part of another only what is news."""
         last = [kept.look for kept in self._kept]
-        found = [
-            look
-            for place, look in enumerate(last)
-            if not look.loaded or not any(look.order in other.loads for other in last[place + 1 :] if not other.loaded)
-        ]
+        found = []
+        for place, look in enumerate(last):
+            around = [at for at, other in enumerate(last) if not other.loaded and look.order in other.loads]
+            # A wrapper ends just before what is inside, and mostly nothing has happened in between.
+            is_news = self._is_bad(look) and not any(at > place or self._is_bad(last[at]) for at in around)
+            if not look.loaded or not around or is_news:
+                found.append(look)
         return sorted(found, key=lambda look: look.order)
 
     def of(self, modules: Sequence[weakref.ref[Any]]) -> list[Look[Found]]:
@@ -81,6 +90,9 @@ class Looks(Generic[Found]):
                 gone = Look[Found]("a model", "", failed="it was gone before anybody could look at it", order=number)
                 looks[id(ref)] = gone if ended is None else ended
         return list(looks.values())
+
+    def _is_bad(self, look: Look[Found]) -> bool:
+        return bool(look.failed) or (look.found is not None and bool(self._finds_bad(look.found)))
 
     def _note(self, seen: Seen, model: nn.Module, when: str) -> _Kept[Found]:
         look = self._look_at(seen, model, when)

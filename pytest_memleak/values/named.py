@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +11,8 @@ from torch import nn
 PARAMETER = "parameter"
 BUFFER, FLEETING = "persistent buffer", "non-persistent buffer"
 BUFFERS = (BUFFER, FLEETING)
+ORDINARY = (nn.Parameter, torch.Tensor)
+"""What is no subclass with a meaning of its own."""
 QUANTIZATION = "quantization state"
 GRADIENT = "gradient"
 STATE = "optimizer state"
@@ -19,8 +20,8 @@ LOSS = "loss"
 TENSOR = "tensor"
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
+    # Made for every tensor of a model: a look at a small one takes only ten times as long.
     name: str
     kind: str
     tensor: torch.Tensor
@@ -33,10 +34,10 @@ def of_module(model: nn.Module, *, gradients: bool = False) -> Iterator[Named]:
     """Parameters, buffers and what bitsandbytes keeps beside its weights; on request the gradients that are there."""
     for found in members(model):
         yield found
-        yield from _quantization(found)
-        gradient = found.tensor.grad if gradients and found.kind == PARAMETER and found.tensor.is_leaf else None
-        if gradient is not None:
-            yield Named(f"{found.name}.grad", GRADIENT, gradient, found.owner)
+        if type(found.tensor) not in ORDINARY:
+            yield from _quantization(found)
+        if gradients and found.kind == PARAMETER and found.tensor.is_leaf and found.tensor.grad is not None:
+            yield Named(f"{found.name}.grad", GRADIENT, found.tensor.grad, found.owner)
 
 
 def members(model: nn.Module) -> Iterator[Named]:

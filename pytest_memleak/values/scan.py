@@ -11,13 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from pytest_memleak.events.places import Place
 from pytest_memleak.values.inside import has_no_values, is_known, is_wrapper, plain, reading, simulated, values_of
 from pytest_memleak.values.layout import in_memory_order, index_at, pieces, without_repeats
-from pytest_memleak.values.named import BUFFERS, Named
+from pytest_memleak.values.named import BUFFERS, GRADIENT, ORDINARY, Named
 
 PlaceOf = Callable[[torch.Tensor], Place | None]
 
@@ -64,7 +65,7 @@ class Scan:
     unreadable: list[str] = field(default_factory=list)
     """In a layout whose values cannot be got at."""
     largest: list[Largest] = field(default_factory=list)
-    """Of all that is fine."""
+    """Of all gradients that are fine."""
 
     def add(self, other: Scan) -> None:
         """Of a step among many: how many tensors were looked at is told of the largest one."""
@@ -94,12 +95,13 @@ def scan(named: Iterable[Named], place_of: PlaceOf = lambda tensor: None) -> Sca
         return _Look(place_of).at(named)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """Numbers that one tensor holds."""
 
     of: Named
     values: torch.Tensor
+    number: int
+    """Of the tensor, in the order in which they came."""
 
 
 class _Look:
@@ -107,24 +109,39 @@ class _Look:
         self._found = Scan()
         self._place_of = place_of
         self._seen: set[object] = set()
-        self._order: dict[tuple[str, str], int] = {}
+        self._simulated = simulated()
+        self._bad: dict[int, Bad] = {}
         self._extremes: dict[tuple[torch.device, torch.dtype], _Extremes] = {}
 
     def at(self, named: Iterable[Named]) -> Scan:
-        for one in named:
-            self._order.setdefault((one.name, one.kind), len(self._order))
-            if has_no_values(one.tensor):
+        for number, one in enumerate(named):
+            if self._is_simple(one.tensor):
+                # The way of nearly all tensors: what is asked of each takes a GPU's time, if they are small.
+                if not self._is_seen(one.tensor):
+                    self._found.looked[one.kind] += 1
+                    self._ask(_Part(one, one.tensor, number), (one.tensor,))
+            elif has_no_values(one.tensor):
                 self._found.unmaterialized.append(one.name)
-                continue
-            for tensor in plain(one.tensor):
-                self._look_into(one, tensor.detach())
+            else:
+                for tensor in plain(one.tensor):
+                    self._look_into(one, tensor, number)
         for extremes in self._extremes.values():
             self._judge(extremes)
         # Types and devices were waited for apart from each other.
-        self._found.bad.sort(key=lambda bad: self._order[bad.name, bad.kind])
+        self._found.bad += [self._bad[number] for number in sorted(self._bad)]
         return self._found
 
-    def _look_into(self, one: Named, tensor: torch.Tensor) -> None:
+    def _is_simple(self, tensor: torch.Tensor) -> bool:
+        return (
+            type(tensor) in ORDINARY
+            and tensor.dtype in _DIRECTLY
+            and tensor.layout is torch.strided
+            and not (tensor.is_meta or tensor.is_nested or self._simulated)
+            and tensor.is_contiguous()
+            and tensor.numel() > 0
+        )
+
+    def _look_into(self, one: Named, tensor: torch.Tensor, number: int) -> None:
         if has_no_values(tensor):
             self._found.unmaterialized.append(one.name)
             return
@@ -139,52 +156,59 @@ class _Look:
         elif not self._is_seen(values):
             self._found.looked[one.kind] += 1
             if values.numel() and str(values.dtype) != _ALWAYS_FINITE:
-                self._ask(_Part(one, as_numbers(values)))
+                part = _Part(one, as_numbers(values.detach()), number)
+                self._ask(part, _readable(without_repeats(part.values)))
 
     def _is_seen(self, tensor: torch.Tensor) -> bool:
         """Tied weights are one tensor under two names, or two tensors on one piece of memory."""
         if not tensor.numel():
             return False
-        where = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        where: object = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
+        if not tensor.is_contiguous():
+            where = (where, tensor.shape, tensor.stride())
         before = len(self._seen)
         self._seen.add(where)
         return len(self._seen) == before
 
-    def _ask(self, part: _Part) -> None:
+    def _ask(self, part: _Part, readable: Iterable[torch.Tensor]) -> None:
         values = part.values
         key = values.device, values.dtype if values.dtype in _DIRECTLY else torch.float32
         extremes = self._extremes.get(key)
         if extremes is None:
             if values.device.type != "cpu":  # what another stream still writes is not there yet
                 torch.get_device_module(values.device.type).synchronize(values.device)
-            extremes = self._extremes[key] = _Extremes()
-        for piece in _readable(without_repeats(values)):
+            extremes = self._extremes[key] = _Extremes(*key)
+        for piece in readable:
             if extremes.full:
                 self._judge(extremes)
             extremes.add(part, piece)
 
     def _judge(self, extremes: _Extremes) -> None:
         for part, low, high in extremes.read():
-            magnitude = math.nan if math.isnan(low) or math.isnan(high) else max(abs(low), abs(high))
-            if math.isnan(magnitude) or (math.isinf(magnitude) and part.of.kind not in BUFFERS):
-                self._look_closer(part)
-            else:
-                count, dtype = part.values.numel(), part.values.dtype
-                self._found.largest.append(Largest(part.of.name, magnitude, count, dtype))
+            kind = part.of.kind
+            if not (math.isfinite(low) and math.isfinite(high)):
+                if kind not in BUFFERS or math.isnan(low) or math.isnan(high):
+                    self._look_closer(part)
+            elif kind == GRADIENT:
+                self._found.largest.append(
+                    Largest(part.of.name, max(abs(low), abs(high)), part.values.numel(), part.values.dtype)
+                )
 
     def _look_closer(self, part: _Part) -> None:
-        one = part.of
-        if any((bad.name, bad.kind) == (one.name, one.kind) for bad in self._found.bad):
+        if part.number in self._bad:
             return  # it was read in pieces, and this is not the first bad one
-        places = map(self._place_of, plain(one.tensor))
-        self._found.bad.append(closer(one, part.values, next((place for place in places if place), None)))
+        places = map(self._place_of, plain(part.of.tensor))
+        place = next((place for place in places if place is not None), None)
+        self._bad[part.number] = closer(part.of, part.values.detach(), place)
 
 
 class _Extremes:
-    """The least and the greatest value of several tensors of one type, left where these lie until all are read."""
+    """The least and the greatest value of several tensors of one type, kept where these lie until all are read."""
 
-    def __init__(self) -> None:
-        self._found: list[torch.Tensor] = []
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._found = torch.empty(_TOGETHER, 2, device=device, dtype=dtype)
+        self._places: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Views of these, made when they are wanted: few tensors are not to wait for many views."""
         self._asked: list[_Part] = []
 
     @property
@@ -192,16 +216,17 @@ class _Extremes:
         return len(self._asked) == _TOGETHER
 
     def add(self, part: _Part, piece: torch.Tensor) -> None:
-        self._found += torch.aminmax(piece)
+        number = len(self._asked)
+        if number == len(self._places):
+            row = self._found[number]
+            self._places.append((row[0], row[1]))
+        torch.aminmax(piece, out=self._places[number])
         self._asked.append(part)
 
     def read(self) -> Iterator[tuple[_Part, float, float]]:
-        asked, found = self._asked, self._found
-        self._asked, self._found = [], []
-        if not asked:
-            return
-        values = torch.stack(found).tolist()
-        yield from zip(asked, values[::2], values[1::2], strict=True)
+        asked, self._asked = self._asked, []
+        for part, (low, high) in zip(asked, self._found[: len(asked)].tolist(), strict=True):
+            yield part, low, high
 
 
 def closer(one: Named, values: torch.Tensor, place: Place | None = None) -> Bad:

@@ -261,6 +261,18 @@ def test_state():
     optimizer.state[model[1].bias]["exp_avg_sq"].fill_(inf)
 
 @pytest.mark.no_nan(gradients=True)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_scaler_skips(fused):
+    model = build(fixed=True)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type)
+    for factor in (inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(Diverges.apply(model(torch.ones(64)), factor)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+@pytest.mark.no_nan(gradients=True)
 def test_without_any():
     model = build(fixed=True)
     model(torch.ones(64))
@@ -272,7 +284,7 @@ def test_not_asked_for():
 """,
         "--memleak-json=out.json",
     )
-    result.assert_outcomes(passed=2, failed=5, errors=1)
+    result.assert_outcomes(passed=4, failed=5, errors=1)
     told = {name: of_check(one) for name, one in records().items()}
     step = told["test_infinite_gradient_in_a_step"]
     assert step["message"].startswith("no_nan FAILED: the gradient of 0.weight before step 2 of SGD: ")

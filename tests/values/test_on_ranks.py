@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 
+from tests.conftest import Records, Run
 from tests.values.on_ranks import Told, run_on_ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -162,6 +163,36 @@ def test_two_ranks(pytester: pytest.Pytester) -> None:
         "no_nan FAILED: weight: 3.12 % of 32 values are NaN, the first at [2, 5] on rank 1 of 2 (measured)"
     )
     assert "its shard" in shard["details"][0]
+
+
+def test_with_the_marker_that_makes_ranks(run_apart: Run, records: Records) -> None:
+    result = run_apart(
+        """
+import os
+import pytest, torch
+
+@pytest.mark.ranks(2)
+@pytest.mark.no_nan
+@pytest.mark.same_on_all_ranks
+def test_both():
+    model = torch.nn.Linear(3, 3)
+    torch.nn.init.ones_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    if os.environ["RANK"] == "1":
+        model.bias.data[2] = float("nan")
+""",
+        "--gpu-backend=cpu",
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(failed=1)
+    told = records()["test_both"]["results"]
+    assert sorted((one["check"], one["verdict"]) for one in told) == [
+        ("no_nan", "fail"),
+        ("no_nan", "pass"),
+        ("same_on_all_ranks", "fail"),
+        ("same_on_all_ranks", "fail"),
+    ]
+    result.stdout.fnmatch_lines(["*bias: 33.3 % of 3 values are NaN, the first at ?2? on rank 1 of 2 (measured)"])
 
 
 SILENT = (
