@@ -300,6 +300,11 @@ def test_an_upstream_that_is_not_recognised(monkeypatch: pytest.MonkeyPatch) -> 
             with pytest.raises(Unrecognised, match=refused + r".*has no is_fsdp_enabled"), enter():
                 pass
     with monkeypatch.context() as patch:
+        patch.setattr(modeling, "load_state_dict", lambda checkpoint_file: {})
+        if hasattr(modeling, "LoadStateDictConfig"):
+            with pytest.raises(Unrecognised, match=refused + "load_state_dict of .* no map_location"), FIX.fixed():
+                pass
+    with monkeypatch.context() as patch:
         patch.setattr(fsdp_utils, "fsdp2_load_full_state_dict", lambda accelerator, model, weights: None)
         with pytest.raises(Unrecognised, match=refused + r".*has no parameter full_sd"), FIX.fixed():
             pass
