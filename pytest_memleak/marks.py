@@ -21,8 +21,10 @@ from pytest_memleak.plan import (
     Cap,
     HostPeakBudget,
     LeakBudget,
+    NoNan,
     PeakBudget,
     Ranks,
+    Same,
     Upstream,
     Warmed,
 )
@@ -33,7 +35,7 @@ LEAK_KINDS = ("allocated", "requested", "reserved", "host")
 
 WARM_UPS = ("skipped", "fits", "ran")
 
-Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | Ranks | Upstream | None
+Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | NoNan | Same | Ranks | Upstream | None
 
 
 def max_peak(
@@ -142,6 +144,27 @@ def ranks(
     return lambda source: Ranks(n, source, backend, nnodes, timeout)
 
 
+def no_nan(*, poison: bool = True, gradients: bool = False, model: object = None) -> Callable[[str], Part]:
+    """What the test loads or builds holds no NaN: parameters (and no infinities), buffers, quantization states.
+
+    Judged of each model as it was last: when it ended, or when the body had. poison: what is uninitialized is filled
+    with NaN, so that it shows every time. gradients: nor do losses that backward() is called on, gradients at each step
+    of an optimizer and at the end, and what optimizers keep. model: only this one ("fixture:NAME", or a module).
+    """
+    for name, value in (("poison", poison), ("gradients", gradients)):
+        if not isinstance(value, bool):
+            raise BadInput(f"{name}={value!r}: write True or False")
+    named = isinstance(model, str) and model.startswith("fixture:") and len(model) > len("fixture:")
+    if model is not None and not named and not hasattr(model, "named_modules"):
+        raise BadInput(f'model={model!r:.200} has no values to look into: write "fixture:NAME", or give a module')
+    return lambda source: NoNan(source, poison=poison, gradients=gradients, model=model)
+
+
+def same_on_all_ranks() -> Callable[[str], Part]:
+    """Buffers and parameters that are not sharded hold what rank 0's do, bit by bit, when the body has ended."""
+    return Same
+
+
 def memleak_fix(*names: str) -> Callable[[str], Part]:
     """While the test runs, upstream is mended by the reference fixes of these NAMES, where it needs that."""
     _known_fixes(names, "memleak_fix")
@@ -192,6 +215,8 @@ MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (
     gpu_cap,
     allocator_warmup,
     ranks,
+    no_nan,
+    same_on_all_ranks,
     memleak_fix,
     memleak_bug,
     memleak_off,

@@ -45,7 +45,7 @@ class Measurement:
         """One entry a run, read after its fixtures are torn down."""
         self.settled: list[int] = []
         """Committed host memory before the first run and after each, collected and trimmed; for host leaks only."""
-        self.observer = ModelObserver() if plan.names else None
+        self.observer = ModelObserver() if plan.names or plan.no_nan or plan.same else None
         self.children: tuple[str, ...] = ()
         self._leaks = plan.leak is not None or plan.report
         self._host_leaks = plan.leak is not None and plan.leak.of == "host"
@@ -58,6 +58,8 @@ class Measurement:
         self.warming = Warming(plan, card, self.recordings)
         self.warmups = spy_on(card, plan.cap, self.warming)
         self._smallest = smallest
+        self._forgotten = 0
+        """Refusals of runs that are not to be judged."""
         self._windows: list[Window] = []
         self._child_watch = ChildWatch()
         self._undo = contextlib.ExitStack()
@@ -145,6 +147,17 @@ class Measurement:
         for recording in self.recordings:
             recording.resume()
 
+    def forget(self) -> None:
+        """The runs so far were for something else than memory: what is judged of that begins anew."""
+        self._forgotten = self.refusals
+        self.bodies.clear()
+        self.ends.clear()
+        del self.settled[:-1]
+        for recording in self.recordings:
+            recording.end()
+            recording.begin(self._smallest)
+            recording.pause()
+
     def close(self) -> None:
         """Undoes everything; right at any point, also after a set-up that failed."""
         self.timeline.end()
@@ -156,7 +169,7 @@ class Measurement:
         """Allocations refused so far, whether or not the program caught the error."""
         # A run that was torn down counts with its fixtures' finalizers; the one at hand up to the end of its body.
         counted = [*self.ends, *self.bodies[len(self.ends) :]]
-        return sum(reading.refusals for readings in counted for reading in readings)
+        return self._forgotten + sum(reading.refusals for readings in counted for reading in readings)
 
     def _settle(self) -> None:
         # pytest drops it as well, but after the window has opened: it would look like memory that a test gave back, and

@@ -57,6 +57,23 @@ class Warmed:
 
 
 @dataclass(frozen=True)
+class NoNan:
+    """What is to be finite: parameters and buffers, on request gradients, losses and the state of optimizers."""
+
+    source: str
+    poison: bool = True
+    gradients: bool = False
+    model: object = None
+
+
+@dataclass(frozen=True)
+class Same:
+    """Buffers and unsharded parameters are to be rank 0's."""
+
+    source: str
+
+
+@dataclass(frozen=True)
 class Cap:
     """The size of the card a test runs on."""
 
@@ -98,6 +115,8 @@ class Plan:
     leak: LeakBudget | None = None
     cap: Cap | None = None
     warmup: Warmed | None = None
+    no_nan: NoNan | None = None
+    same: Same | None = None
     bugs: Upstream | None = None
     fixes: Upstream | None = None
     report: bool = False

@@ -42,6 +42,8 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
         host_peak=parts["max_host_peak"],  # type: ignore[arg-type]
         leak=parts["max_leak"],  # type: ignore[arg-type]
         warmup=parts["allocator_warmup"],  # type: ignore[arg-type]
+        no_nan=parts["no_nan"],  # type: ignore[arg-type]
+        same=parts["same_on_all_ranks"],  # type: ignore[arg-type]
         cap=cap,  # type: ignore[arg-type]
         bugs=parts["memleak_bug"],  # type: ignore[arg-type]
         fixes=parts["memleak_fix"],  # type: ignore[arg-type]

@@ -67,6 +67,11 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
+def place(device: str, rank: int | None) -> str:
+    """Of one of a test's ranks, or of its only process."""
+    return device if rank is None or not device else f"{device} of rank {rank}"
+
+
 def peak_message(
     verdict: Verdict,
     *,

@@ -233,4 +233,6 @@ def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     names, _ = tensor.__tensor_flatten__()
     for name in names:
-        yield from _plain(getattr(tensor, name))
+        # In torch 2.13 a DTensor names its mesh beside its shard.
+        if isinstance(part := getattr(tensor, name), torch.Tensor):
+            yield from _plain(part)

@@ -37,6 +37,8 @@ _NOBODY_LOOKED = (
 LARGE = 4 << 20
 """Blocks of so many bytes take longer to be filled than to be asked where they come from: within 2 %
 (benchmarks/explaining.py)."""
+NOT_TINY = 1 << 10
+"""For a promise about values, where each tensor of a model is to be known by its line: most parameters are larger."""
 
 _NOTHING_LARGE = (
     f"alive at the peak: no block of {format_size(LARGE)} or more; --memleak-explain=always tells the lines of smaller "
@@ -62,12 +64,14 @@ _LEAST = 1 << 20
 
 def recordings_for(plan: Plan, card: Card, when: str) -> tuple[list[Recording], int]:
     """What is recorded of a test, and of how large blocks."""
-    if when == NEVER_EXPLAIN or (plan.peak is None and plan.host_peak is None and plan.cap is None):
+    has_peak = plan.peak is not None or plan.host_peak is not None or plan.cap is not None
+    if when == NEVER_EXPLAIN or not (has_peak or plan.no_nan is not None):
         return [], 0
-    found = card.recordings()
-    if plan.host_peak is not None and card.backend != "cpu":
+    # A real card has no places of its blocks to tell, unless everything is recorded.
+    found = card.recordings() if has_peak or card.backend != "real" or when == ALWAYS else []
+    if (plan.host_peak is not None or plan.no_nan is not None) and card.backend != "cpu":
         found += shared.cpu_recordings()
-    return found, 0 if when == ALWAYS else LARGE
+    return found, 0 if when == ALWAYS else NOT_TINY if plan.no_nan is not None else LARGE
 
 
 def _cannot_record(card: Card) -> str | None:

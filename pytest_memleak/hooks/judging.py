@@ -24,7 +24,14 @@ from pytest_memleak.wording import plural, size
 if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
 
-_CHECKS = {"peak": "max_peak", "host_peak": "max_host_peak", "leak": "max_leak", "warmup": "allocator_warmup"}
+_CHECKS = {
+    "peak": "max_peak",
+    "host_peak": "max_host_peak",
+    "leak": "max_leak",
+    "warmup": "allocator_warmup",
+    "no_nan": "no_nan",
+    "same": "same_on_all_ranks",
+}
 
 
 def judge_body(test: RunningTest) -> None:
@@ -42,6 +49,7 @@ def judge_body(test: RunningTest) -> None:
     _add(test, test.explaining.added_to(results))
     if plan.warmup is not None:  # which explains itself
         _add(test, _judge_warmup(test, plan.warmup))
+    _add(test, test.values.judge(doubts))
     if not any(result.verdict == "inconclusive" for result in test.results) and (doubt := test.card.doubt()):
         _add(test, [inconclusive("simulation", doubt)])
 

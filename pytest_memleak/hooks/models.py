@@ -36,7 +36,8 @@ class ModelNames:
         self._watched_by = watched_by
         self._fixtures: dict[str, ModelSizes | str] = {}
         """By ``model=``: the sizes of that fixture's value, or why there are none."""
-        self._offer = ""
+        self.offer = ""
+        """What is likely to be meant where no model was seen."""
         self._undo = contextlib.ExitStack()
 
     def begin(self) -> None:
@@ -52,7 +53,7 @@ class ModelNames:
 
     def body_begins(self) -> None:
         """The fixtures have their values now; the body may quantize or delete them."""
-        self._offer = self._likely_meant()
+        self.offer = self._likely_meant()
         for budget in self._plan.budgets:
             model = getattr(budget, "model", None)
             if isinstance(model, str) and model.startswith(_FIXTURE):
@@ -66,7 +67,7 @@ class ModelNames:
                 raise Inconclusive(found)
             return found.term(name)
         seen = watched.watched() or (self._observer.models() if self._observer else [])
-        return which_model(named, seen, self._offer).term(name)
+        return which_model(named, seen, self.offer).term(name)
 
     def expected(self, budget: Budget, name: str) -> Term:
         """What a name is likely to mean, of a model that is being loaded or was not chosen yet.

@@ -21,6 +21,7 @@ from pytest_memleak.hooks.progress import LiveLine, TestProgress
 from pytest_memleak.hooks.refusals import ExpectedRefusals
 from pytest_memleak.hooks.snapshots import Snapshot
 from pytest_memleak.hooks.upstream import PatchedUpstream
+from pytest_memleak.hooks.values import Values, runs_apart
 from pytest_memleak.measurement import Measurement
 from pytest_memleak.meters.timeline import INTERVAL, SELDOM
 from pytest_memleak.plan import Plan
@@ -64,6 +65,7 @@ class RunningTest:
         )
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
+        self.values = Values(self)
         self.upstream = PatchedUpstream(plan)
         self.snapshot = Snapshot(item)
         self.explaining = Explaining(self, explain, shown)
@@ -82,6 +84,9 @@ class RunningTest:
         self._pauses = 0
         self._watching = False
         self._instances: list[object] = []
+        self._runs = plan.leak.runs if plan.leak is not None else 1
+        self._apart = runs_apart(plan, card.backend)
+        """It runs once more, before all others, for a promise that would be in their numbers."""
 
     def begin(self) -> None:
         """Opens the windows. Whatever fails on the way, `close` undoes."""
@@ -91,18 +96,20 @@ class RunningTest:
         self.upstream.begin()  # before the windows open: what it imports is not the test's
         self.measurement.begin()
         self.explaining.begin()
+        self.values.begin()
         self._watching = True
         if self.live is not None:
             self.live.show()
         # The last step of pytest's own teardown of a test, after all finalizers of its function fixtures.
         self.item.teardown = self._teardown_item  # type: ignore[method-assign]
-        if self.plan.leak is not None and self.plan.leak.runs > 1:
+        if self._runs > 1 or self._apart:
             # The innermost place: capture, logging and time-outs of other plugins hold for all runs.
             self.item.runtest = self._run_repeatedly  # type: ignore[method-assign]
 
     def pause(self) -> None:
         """A wider fixture is set up or torn down; those that it asks for in turn are part of it."""
         if not self._pauses and self._watching:
+            self.values.pause()
             self.measurement.pause()
             if self.live is not None:
                 self.live.hide()
@@ -115,7 +122,9 @@ class RunningTest:
             return True
         if self.live is not None:
             self.live.show()
-        return self.measurement.resume()
+        changed = self.measurement.resume()
+        self.values.resume()
+        return changed
 
     def body_begins(self) -> None:
         self.names.body_begins()
@@ -143,6 +152,7 @@ class RunningTest:
         self.body_over = True
         if not self._watching:
             return
+        self.values.body_failed(f"its test ended with {type(error).__name__}")
         self.measurement.body_ended()
         self.snapshot.save()
         if isinstance(error, Judged) and error.results:
@@ -165,6 +175,8 @@ class RunningTest:
         self.results = [
             judged if (judged := replace(result, enforced=True)) in error.results else result for result in self.results
         ]
+        # What a function judged by itself, without the fixture, is not there yet.
+        self.results += [result for result in error.results if result not in self.results]
         self.undecided = isinstance(error, Inconclusive)
 
     def teardown_failed(self) -> None:
@@ -191,6 +203,7 @@ class RunningTest:
         with contextlib.ExitStack() as undo:  # each of them, whatever another one raises
             undo.callback(self.names.end)
             undo.callback(self.expected.end)
+            undo.callback(self.values.end)
             undo.callback(self.upstream.end)
             if self.live is not None:
                 undo.callback(self.live.hide)
@@ -218,6 +231,10 @@ class RunningTest:
         """Whether a promise of this test came to that verdict; in report mode none counts."""
         return any(result.verdict == verdict for result in self.results if result.enforced)
 
+    @property
+    def attempt(self) -> int:
+        return self.item.stash[ATTEMPTS]
+
     def record(self) -> TestRecord:
         path, line, _ = self.item.location
         return TestRecord(
@@ -228,28 +245,44 @@ class RunningTest:
             results=tuple(self.results),
             blocks=tuple(self.blocks),
             worker=worker_id(self.item.config),
-            attempt=self.item.stash[ATTEMPTS],
-            notes=(*self.upstream.notes, *self.card.remarks(), *self.snapshot.notes),
+            attempt=self.attempt,
+            notes=(*self.upstream.notes, *self.values.notes, *self.card.remarks(), *self.snapshot.notes),
             duration=time.perf_counter() - self._started,
             timelines=self.measurement.timeline.timelines({result.device for result in self.results}),
         )
 
     def _run_repeatedly(self) -> None:
-        """All runs of a leak's budget; pytest itself tears the last one down."""
-        assert self.plan.leak is not None
-        for _ in range(self.plan.leak.runs - 1):
-            type(self.item).runtest(self.item)
-            if recorded := insides.recorded_failure(self.item):
-                raise recorded
-            self.measurement.body_ended()
-            insides.tear_down(self.item)
-            # pytest keeps a test's instance until the session ends: a run more must not hide what one holds.
-            self._instances.append(getattr(self.item, "_instance", None))
-            self.names.run_begins()
-            self.measurement.run_begins()
-            insides.set_up_afresh(self.item)
-            self.measurement.body_begins()
+        """All runs of a leak's budget, and one before them for what would be in it; pytest tears the last one down."""
+        if self._apart:
+            self._run_once()
+            self.values.poisoned_run_ended()
+            self._tear_down()
+            self.measurement.forget()
+            self._set_up_afresh()
+        for _ in range(self._runs - 1):
+            self._run_once()
+            self.values.run_ended()
+            self._tear_down()
+            self._set_up_afresh()
         type(self.item).runtest(self.item)
+
+    def _run_once(self) -> None:
+        type(self.item).runtest(self.item)
+        if recorded := insides.recorded_failure(self.item):
+            raise recorded
+        self.measurement.body_ended()
+
+    def _tear_down(self) -> None:
+        insides.tear_down(self.item)
+        # pytest keeps a test's instance until the session ends: a run more must not hide what one holds.
+        self._instances.append(getattr(self.item, "_instance", None))
+
+    def _set_up_afresh(self) -> None:
+        self.names.run_begins()
+        self.values.run_begins()
+        self.measurement.run_begins()
+        insides.set_up_afresh(self.item)
+        self.measurement.body_begins()
 
     def _teardown_item(self) -> None:
         try:

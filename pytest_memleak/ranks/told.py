@@ -72,7 +72,7 @@ def _read(job: Job, rank: int, ended: Ended) -> Told:
             told.failed_before = told.failed_before or line["failed"]
             told.found = bool(line["found"])
         elif kind == inside.END:
-            told.ended = True
+            told.ended = "teardown" in told.reports  # pytest may end well without having found the test
     told.hung, told.state = rank in ended.hung and not told.ended, ended.hung.get(rank, "")
     told.doing = stacks.doing(_text(job.stacks(rank)))
     return told
@@ -103,18 +103,18 @@ def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
             f"--memleak-ranks-timeout){_disagreement(told, others)}"
         )
     code = told.exit_code
+    if told.failed_before:
+        return f"{name} did not get to the test: it could not be collected\n{told.failed_before}"
+    if not told.found:
+        return (
+            f"{name} did not find the test {job.nodeid!r} in {job.path}: the names of its parameters must be the same "
+            "in every process"
+        )
     if code is not None and is_to_blame(told, others):
         if code < 0:
             oom = "\n  the kernel's OOM killer struck meanwhile: the machine's memory did not suffice"
             struck = -code == signal.SIGKILL and oom_kills > 0
             return f"{name} was killed by {_signal(-code)} {at}{oom if struck else _last(told)}"
-        if told.failed_before:
-            return f"{name} did not get to the test: it could not be collected\n{told.failed_before}"
-        if not told.found:
-            return (
-                f"{name} did not find the test {job.nodeid!r} in {job.path}: the names of its parameters must be the "
-                "same in every process"
-            )
         return f"{name} ended {at}, with exit status {code}{_last(told)}"
     culprits = [other for other in others if other.rank != told.rank and _ended_badly(other)]
     because = f" when {_names(culprits)} had failed" if culprits else ""
@@ -128,7 +128,11 @@ def is_to_blame(told: Told, others: Sequence[Told]) -> bool:
     """It died or hung of itself, and was not just stopped with the others."""
     if told.hung:
         return not stacks.collective(told.doing)
-    if told.ended or told.exit_code is None:
+    if told.ended:
+        return False
+    if told.failed_before or not told.found:
+        return True
+    if told.exit_code is None:
         return False
     return not _was_told_to_stop(told) or not any(
         other.rank != told.rank and not _was_told_to_stop(other) and _ended_badly(other) for other in others

@@ -53,13 +53,13 @@ class CheckResult:
     """One promise and what became of it."""
 
     check: str
-    """``max_peak``, ``max_host_peak``, ``max_leak``, ``gpu_cap``, ``allocator_warmup``."""
+    """``max_peak``, ``max_host_peak``, ``max_leak``, ``gpu_cap``, ``allocator_warmup``, ``no_nan`` …"""
     verdict: Verdict
     message: str
     """The first line a person reads: the verdict with both numbers, their unit, and how they were got."""
     device: str = ""
     kind: str = ""
-    """``allocated``, ``reserved``, ``committed`` …"""
+    """``allocated``, ``reserved``, ``committed`` …; ``values`` of what has no bytes."""
     how: str = ""
     measured: int | None = None
     """What is held against the limit: an absolute peak, or the growth of a leak."""

@@ -42,6 +42,7 @@ def _fields(result: CheckResult) -> list[tuple[str, str]]:
         ("limit", "" if limit is None else str(limit.bytes)),
         ("limit_text", "" if limit is None else limit.text),
         ("device", result.device),
+        ("rank", "" if result.rank is None else str(result.rank)),
         ("kind", result.kind),
         ("how", result.how),
         ("enforced", "true" if result.enforced else "false"),

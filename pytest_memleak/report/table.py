@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.record import CheckResult, TestRecord
-from pytest_memleak.wording import shortened
+from pytest_memleak.wording import place, shortened
 
 _LEAST_NAME = 20
 _SIGNS = {"fail": "over", "inconclusive": "unsure", "not judged": "unread"}
@@ -87,4 +87,7 @@ def _shown(result: CheckResult | None) -> str:
 
 
 def _device(row: Row) -> str:
-    return next((result.device for result in (row.peak, row.leak) if result is not None and result.device), "-")
+    return next(
+        (place(result.device, result.rank) for result in (row.peak, row.leak) if result is not None and result.device),
+        "-",
+    )

@@ -14,7 +14,7 @@ from pytest_memleak.records.collected import Collected, Totals
 from pytest_memleak.records.record import CheckResult, Limit, TestRecord
 from pytest_memleak.report.table import provenance, rows, table
 from pytest_memleak.report.tighten import Tightening, tightenings
-from pytest_memleak.wording import LET_GO, card_line, exact, plural, shortened, sum_line
+from pytest_memleak.wording import LET_GO, card_line, exact, place, plural, shortened, sum_line
 
 TITLE = "memleak"
 _FAILURE_WIDTH = 100
@@ -185,7 +185,7 @@ def _tests(records: Sequence[TestRecord], verbosity: int, width: int) -> Iterato
                 yield from (Line(part) for part in _terms(result, width))
         for block in record.blocks:
             numbers = f"peak {format_size(block.peak)}, grown {format_size(block.grown)}"
-            text = f"{block.name}: {numbers} ({block.kind} on {block.device}, {block.how})"
+            text = f"{block.name}: {numbers} ({block.kind} on {place(block.device, block.rank)}, {block.how})"
             yield from (Line(part) for part in _wrapped(text, width, "  "))
         for note in record.notes:
             yield from (Line(part) for part in _wrapped(note, width, "  "))

@@ -70,13 +70,18 @@ class Loads:
 
     def inside(self, module: nn.Module) -> list[Load]:
         """The loads whose models are parts of `module`, or are it."""
-        found = []
-        for part in nn.Module.modules(module):
-            ref, load = self._models.get(id(part), (None, None))
-            # Where a whole cycle is collected, weak references are cleared before the objects end.
-            if ref is not None and load is not None and ref() in (part, None):
-                found.append(load)
-        return found
+        return [load for part in nn.Module.modules(module) if (load := self.of(part)) is not None]
+
+    def of(self, module: nn.Module) -> Load | None:
+        """The load that returned this very model, which may be about to end."""
+        ref, load = self._models.get(id(module), (None, None))
+        # Where a whole cycle is collected, weak references are cleared before the objects end.
+        return load if ref is not None and ref() in (module, None) else None
+
+    def living(self) -> list[tuple[Load, nn.Module]]:
+        """The loaded models that are still there; the caller holds them now."""
+        found = [(load, ref()) for ref, load in list(self._models.values())]
+        return [(load, model) for load, model in found if model is not None]
 
     def _from_pretrained(self, found: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(found)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -38,8 +38,29 @@ class _Root:
     """On the meta device: made to look at, not to use."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A root model, or one that a load returned, for whoever looks into it while it lives."""
+
+    order: int
+    title: str
+    loads: tuple[int, ...] = ()
+    """The order of the loaded models inside it, or of the load that it comes from."""
+    loaded: bool = False
+
+
+class Listener(Protocol):
+    def model_loaded(self, seen: Seen, model: nn.Module) -> None:
+        """Its load is about to return it."""
+
+    def module_ends(self, seen: Seen | None, module: nn.Module) -> None:
+        """Nobody holds it any more. `seen` is None for what is no model of its own. It must not be kept."""
+
+
 class ModelObserver:
     """Around a test: the root models that were built or loaded, each once, in order."""
+
+    listener: Listener | None = None
 
     def __init__(self) -> None:
         self._count = itertools.count()
@@ -103,6 +124,13 @@ class ModelObserver:
         real = [root for root in roots if not root.only_planned] or roots
         return [root.sizes for root in sorted(real, key=lambda root: root.order)]
 
+    def living(self) -> list[tuple[Seen, nn.Module]]:
+        """The models that are there now, in their order: roots, and loaded ones that are part of no other."""
+        roots = [(self._seen(entry, module), module) for entry, module in self._family.roots()]
+        inside = {order for seen, _ in roots for order in seen.loads}
+        roots += [(_seen_load(load), model) for load, model in self._loads.living() if load.order not in inside]
+        return sorted((one for one in roots if self._counts(one[0].order)), key=lambda one: one[0].order)
+
     def expected(self) -> list[ModelSizes]:
         """The models that are being loaded, as they are going to be."""
         if self._paused_from is not None:
@@ -111,6 +139,8 @@ class ModelObserver:
         return [load.expected for load in loads if load.expected is not None and self._counts(load.order)]
 
     def _counts(self, order: int) -> bool:
+        if self._paused_from is not None and order > self._paused_from:
+            return False
         return not any(first < order < last for first, last in self._pauses)
 
     def _watch_init(self, found: Callable[..., None]) -> Callable[..., None]:
@@ -126,6 +156,8 @@ class ModelObserver:
     def _loaded(self, load: Load, model: nn.Module) -> None:
         if self._paused_from is None:
             self._family.add(model, load.order, ("", 0), loaded=True)
+            if self.listener is not None:
+                self.listener.model_loaded(_seen_load(load), model)
 
     def _adopted(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         self._family.adopted(parent, child)
@@ -135,6 +167,8 @@ class ModelObserver:
             entry = self._family.ended(module)
             if entry is not None:
                 self._gone.append(self._look(entry, module))
+            if self.listener is not None:
+                self.listener.module_ends(self._seen_at_end(entry, module), module)
             if found is not None:
                 found(module)
 
@@ -155,8 +189,20 @@ class ModelObserver:
         for patch in self._loads.patches(base):
             self._undo.enter_context(patch)
 
+    def _seen(self, entry: Built, module: nn.Module) -> Seen:
+        return Seen(entry.order, _title(entry, module), tuple(load.order for load in self._loads.inside(module)))
+
+    def _seen_at_end(self, entry: Built | None, module: nn.Module) -> Seen | None:
+        if entry is not None:
+            seen = self._seen(entry, module)
+        elif (load := self._loads.of(module)) is not None:
+            seen = _seen_load(load)
+        else:
+            return None
+        return seen if self._counts(seen.order) else None
+
     def _look(self, entry: Built, module: nn.Module) -> _Root:
-        title = f"{type(module).__name__} (built at {shown(entry.place)})"
+        title = _title(entry, module)
         try:
             sizes = of_module(module, title=title, when="when it was last seen")
             loads = tuple(self._loads.inside(module))
@@ -166,6 +212,14 @@ class ModelObserver:
             return _Root(
                 entry.order, ModelSizes(title, {}, dict.fromkeys(NAMES, f"looking at it raised {error!r:.200}"))
             )
+
+
+def _title(entry: Built, module: nn.Module) -> str:
+    return f"{type(module).__name__} (built at {shown(entry.place)})"
+
+
+def _seen_load(load: Load) -> Seen:
+    return Seen(load.order, load.title, (load.order,), loaded=True)
 
 
 def _with_what_loads_know(sizes: ModelSizes, loads: tuple[Load, ...]) -> ModelSizes:

@@ -1,4 +1,5 @@
-"""The models a test names itself, with `watch`. Only their sizes are kept, so that watching cannot be a leak.
+"""The models a test names itself, with `watch`. Only their sizes are kept, so that watching cannot be a leak, and weak
+references for whoever looks at what they hold.
 
 What is watched belongs to the scope that was opened last: a test's, a block's, or that of a wider fixture while it is
 set up. A wider fixture's scope outlives the test that asked for it first, and is outside of every test's.
@@ -7,9 +8,11 @@ set up. A wider fixture's scope outlives the test that asked for it first, and i
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of
 
@@ -19,6 +22,8 @@ class Scope:
     """What was watched from its opening on, until a narrower one opened."""
 
     models: list[ModelSizes] = field(default_factory=list)
+    modules: list[weakref.ref[Any]] = field(default_factory=list)
+    """The same, but for what was described only: a path, a config."""
     width: int = 0
     """Of a fixture's scope; the greater, the further outside."""
     uses: Callable[[], Collection[Scope]] | None = None
@@ -38,11 +43,23 @@ def watch(model: object) -> None:
     """Makes `model` the one that names in limits such as ``fp16_size`` speak of."""
     sizes = sizes_of(model)
     with _lock:
-        (_open[-1] if _open else _everywhere).models.append(sizes)
+        scope = _open[-1] if _open else _everywhere
+        scope.models.append(sizes)
+        if hasattr(model, "named_modules"):
+            scope.modules.append(weakref.ref(model))
 
 
 def watched() -> list[ModelSizes]:
     """What the innermost scope that has any watches. Fixtures of the same width are one scope: none hides another."""
+    return [model for scope in _meant() for model in scope.models]
+
+
+def watched_modules() -> list[weakref.ref[Any]]:
+    """The same, as modules, which may be gone."""
+    return [module for scope in _meant() for module in scope.modules]
+
+
+def _meant() -> list[Scope]:
     with _lock:
         inner, kept = _open[::-1], list(_kept)
     # Not under the lock: it asks whoever opened the scope.
@@ -52,12 +69,12 @@ def watched() -> list[ModelSizes]:
         kept = [scope for scope in kept if id(scope) in used]
     for scope in inner:
         if scope.models:
-            return list(scope.models)
+            return [scope]
     for width in sorted({scope.width for scope in kept}):
-        models = [model for scope in kept if scope.width == width for model in scope.models]
-        if models:
-            return models
-    return list(_everywhere.models)
+        watching = [scope for scope in kept if scope.width == width and scope.models]
+        if watching:
+            return watching
+    return [_everywhere]
 
 
 @contextmanager

@@ -93,7 +93,11 @@ def test_name_without_a_model_is_inconclusive() -> None:
 
 def test_another_ranks_promise_is_not_judged_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert verdicts(peak_budget("1MiB", rank=0), reading(peak=2 * MIB)) == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (read,) = judge_peak(peak_budget("1MiB", rank=0), [reading(peak=2 * MIB)], no_terms)
+    assert (read.measured, read.enforced, read.limit) == (2 * MIB, False, None)
+    (part,) = judge_peak(peak_budget("1MiB", rank="sum"), [reading(peak=2 * MIB)], no_terms)
+    assert (part.verdict, part.measured, part.enforced) == ("not judged", 2 * MIB, False)
     assert verdicts(peak_budget("1MiB", rank=1), reading(peak=2 * MIB)) == ["fail"]
     monkeypatch.delenv("RANK")
     assert verdicts(peak_budget("1MiB", rank=1), reading(peak=2 * MIB)) == ["inconclusive"]

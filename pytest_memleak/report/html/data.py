@@ -16,7 +16,7 @@ from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import AtPeak, CardInfo, CheckResult, TestRecord, Timeline
 from pytest_memleak.records.run import RunInfo
 from pytest_memleak.report.terminal import failure_text
-from pytest_memleak.wording import SNAPSHOT, card_line, looks_like
+from pytest_memleak.wording import SNAPSHOT, card_line, looks_like, place
 
 _LARGEST = 60
 """So many lines of what was alive at a peak are told one by one, the rest in one sum."""
@@ -67,16 +67,24 @@ def test_data(record: TestRecord, lines: Lines, folder: Path, page: Path) -> dic
     data = {
         "results": [_result(result, lines) for result in results],
         "timelines": [_timeline(timeline) for timeline in record.timelines if timeline.seconds],
-        "blocks": [_without_empty(vars(block)) for block in record.blocks],
+        "blocks": [
+            _without_empty(vars(block) | {"device": place(block.device, block.rank)}) for block in record.blocks
+        ],
         "notes": [_note(note, folder, page) for note in record.notes],
         "text": failure_text(told),
         "cap": record.card.cap if record.card else None,
-        "devices": list(record.card.devices) if record.card else [],
+        "devices": _devices(record),
     }
     return _without_empty(data)
 
 
 test_data.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of the name
+
+
+def _devices(record: TestRecord) -> list[str]:
+    """Those of its card, on each rank."""
+    devices = record.card.devices if record.card else ()
+    return [place(device, rank) for rank in (range(record.ranks) if record.ranks else [None]) for device in devices]
 
 
 def _row(record: TestRecord, cards: dict[str, int]) -> dict[str, Any]:
@@ -131,6 +139,7 @@ def _result(result: CheckResult, lines: Lines) -> dict[str, Any]:
     limit = result.limit
     told = ("check", "verdict", "message", "device", "kind", "how", "measured", "base", "details", "explanation")
     data = {name: getattr(result, name) for name in (*told, "advice")}
+    data["device"] = place(result.device, result.rank)
     return _without_empty(
         data
         | {
@@ -158,7 +167,7 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
     step = max(timeline.seconds[-1] / _STEPS, 1e-6)
     unit = gcd(*timeline.bytes) or 1
     return {
-        "device": timeline.device,
+        "device": place(timeline.device, timeline.rank),
         "kind": timeline.kind,
         "how": timeline.how,
         "step": step,

@@ -1,0 +1,67 @@
+"""A number that tells a tensor's bits from any others', computed where the tensor lies and in little memory.
+
+Two tensors of one type and shape have the same number if and, but for one chance in 2**64, only if each bit is the
+same; so NaN is compared by its bits as well, and -0.0 is not 0.0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pytest_memleak.values.layout import pieces
+
+# Those of splitmix64, as signed numbers: each word is mixed well, with its place, before all are added.
+_STEP, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+_NEXT = 0x5851F42D4C957F2D
+_WORD = 1 << 64
+_BLOCK = 1 << 20
+"""Bytes that are mixed at a time. The number depends on it, so it is the same on all devices."""
+
+
+def bits_of(tensor: torch.Tensor) -> str:
+    """Of a strided tensor with memory, in hexadecimal digits."""
+    tensor = tensor.resolve_conj().resolve_neg()
+    mixer = _Mixer(tensor.numel() * tensor.element_size(), tensor.device)
+    for piece in pieces(tensor, _BLOCK // tensor.element_size()):
+        mixer.add(piece.view(torch.uint8))
+    return mixer.digits()
+
+
+class _Mixer:
+    """Works in the same memory all the time. A piece of a tensor may be of any length: that is a matter of layout."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        room = min(_BLOCK, count) // 8 + 1
+        self._places = torch.arange(1, room + 1, dtype=torch.int64, device=device).mul_(_STEP)
+        self._words = torch.empty(room, dtype=torch.int64, device=device)
+        self._shifted = torch.empty(room, dtype=torch.int64, device=device)
+        self._bytes = self._words.view(torch.uint8)
+        self._filled = 0
+        self._number = count
+
+    def add(self, raw: torch.Tensor) -> None:
+        while len(raw):
+            now, raw = raw[: _BLOCK - self._filled], raw[_BLOCK - self._filled :]
+            self._bytes[self._filled : self._filled + len(now)].copy_(now)
+            self._filled += len(now)
+            if self._filled == _BLOCK:
+                self._mix()
+
+    def digits(self) -> str:
+        if self._filled:
+            self._mix()
+        return f"{self._number:016x}"
+
+    def _mix(self) -> None:
+        """Eight bytes are a word; the last one is filled up with zeros."""
+        count = -(-self._filled // 8)
+        self._bytes[self._filled : 8 * count] = 0
+        words, shifted = self._words[:count], self._shifted[:count]
+        words.add_(self._places[:count])
+        for shift, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
+            torch.bitwise_right_shift(words, shift, out=shifted)
+            words.bitwise_xor_(shifted)
+            if factor != 1:
+                words.mul_(factor)
+        self._number = (self._number * _NEXT + int(words.sum())) % _WORD
+        self._filled = 0

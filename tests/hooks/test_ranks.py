@@ -1,0 +1,310 @@
+"""`@pytest.mark.ranks`: one test on several processes, with one result, whatever else is promised of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from pytest_memleak.ranks.world import current
+from tests.conftest import Records, Run
+
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.skipif(current() is not None, reason="these tests start ranks of their own"),
+]
+
+START = """
+import os, pytest, torch, torch.distributed as dist
+RANK = int(os.environ.get("RANK", -1))
+pytestmark = pytest.mark.ranks(2)
+"""
+
+
+def test_bodies_fixtures_and_parameters_run_on_each_rank(
+    run_on_cpu: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeconftest(
+        """
+        import os, pathlib, pytest
+        pathlib.Path(os.environ["SEEN"], f"conftest-{os.environ.get('RANK', 'none')}").touch()
+        """
+    )
+    monkeypatch.setenv("SEEN", str(pytester.path))
+    result = run_on_cpu(
+        START
+        + """
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    assert dist.get_world_size() == 2  # before the fixtures
+    path = tmp_path_factory.mktemp("mine") / "file"
+    path.write_text(str(RANK))
+    yield path
+    assert dist.is_initialized()  # after them
+
+@pytest.mark.parametrize("name", ["a/b::c", "[x]"])
+def test_together(mine, name):
+    total = torch.tensor([RANK + 1.0])
+    dist.all_reduce(total)
+    assert (total.item(), mine.read_text()) == (3.0, str(RANK))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] if torch.cuda.is_available() else dist.get_backend() == "gloo"
+
+@pytest.mark.skip(reason="not today")
+def test_skipped(): ...
+
+@pytest.mark.ranks(4, nnodes=2, backend=False)
+def test_machines():
+    assert not dist.is_initialized()
+    assert (int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"]) == (RANK % 2, "2")
+    assert (int(os.environ["GROUP_RANK"]), os.environ["GROUP_WORLD_SIZE"]) == (RANK // 2, "2")
+    dist.init_process_group("gloo")
+    dist.destroy_process_group()
+""",
+        "-rs",
+    )
+    result.assert_outcomes(passed=3, skipped=1)
+    seen = {path.name for path in pytester.path.glob("conftest-*")}
+    assert seen == {"conftest-none", "conftest-0", "conftest-1", "conftest-2", "conftest-3"}
+
+
+def test_failures_are_told_apart(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        START
+        + """
+def test_one():
+    print(f"said by {RANK}")
+    assert RANK == 0, "only the first"
+
+def test_all():
+    raise ValueError("everywhere")
+
+def test_differently():
+    raise ValueError(f"in {RANK}")
+
+@pytest.fixture
+def torn():
+    yield
+    assert RANK == 0, "when it was torn"
+
+def test_teardown(torn): ...
+
+@pytest.fixture
+def unmade():
+    assert RANK == 0, "before it was made"
+
+def test_setup(unmade): ...
+"""
+    )
+    result.assert_outcomes(passed=1, failed=3, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "rank 1 of 2:",
+            "E*AssertionError: when it was torn",
+            "rank 1 of 2:",
+            "E*AssertionError: before it was made",
+            "rank 1 of 2:",
+            "E*AssertionError: only the first",
+            "*Captured stdout of rank 0*",
+            "said by 0",
+            "*Captured stdout of rank 1*",
+            "said by 1",
+            "all 2 ranks:",
+            "E*ValueError: everywhere",
+            "rank * of 2:",
+            "rank * of 2, *s later:",
+            "FAILED test_it.py::test_one - rank 1 of 2: AssertionError: only the first*",
+            "FAILED test_it.py::test_all - all 2 ranks: ValueError: everywhere",
+        ]
+    )
+
+
+def test_expected_failures_and_skips(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        START
+        + """
+@pytest.mark.xfail(raises=AssertionError, strict=True)
+def test_one_is_enough():
+    assert RANK == 0
+
+@pytest.mark.xfail(strict=True)
+def test_unexpected(): ...
+
+def test_skipped_by_all():
+    pytest.skip("on all of them")
+
+def test_skipped_by_one():
+    if RANK == 1: pytest.skip("on one")
+""",
+        "-rs",
+    )
+    result.assert_outcomes(failed=2, xfailed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*XPASS(strict)*",
+            "the ranks disagree: rank 1 of 2 skipped the test (on one), rank 0 of 2 did not",
+            "SKIPPED*on all of them",
+        ]
+    )
+
+
+def test_promises_hold_on_each_rank_or_on_all_together(run_on_cpu: Run, records: Records) -> None:
+    result = run_on_cpu(
+        START
+        + """
+MIB = 1 << 18  # of float32
+
+@pytest.mark.max_peak("5MiB")
+def test_each():
+    torch.ones((1 + RANK) * 4 * MIB)
+
+@pytest.mark.max_peak("5MiB", rank=0)
+def test_first():
+    torch.ones((1 + RANK) * 4 * MIB)
+
+@pytest.mark.max_peak("12MiB", rank="sum")
+def test_sum():
+    torch.ones((1 + RANK) * 4 * MIB)
+
+@pytest.mark.max_peak("11MiB", rank="sum")
+def test_sum_broken():
+    torch.ones((1 + RANK) * 4 * MIB)
+
+@pytest.mark.max_peak("7MiB", rank="max")
+def test_highest_broken():
+    torch.ones((1 + RANK) * 4 * MIB)
+
+KEPT = []
+
+@pytest.mark.max_leak
+def test_leak():
+    if RANK: KEPT.append(torch.ones(MIB))
+
+@pytest.mark.max_peak("fp16_size")
+def test_no_model(): ...
+""",
+        "--memleak-json=out.json",
+        "--junitxml=out.xml",
+        "-v",
+    )
+    result.assert_outcomes(passed=2, failed=4, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "rank 1 of 2:",
+            "max_peak FAILED: peak 8 MiB > limit 5 MiB*",
+            "max_peak FAILED: peak 12 MiB > limit 11 MiB (allocated on 2 ranks together, *",
+            "  rank 0: 4 MiB on cpu",
+            "max_peak FAILED: peak 8 MiB > limit 7 MiB (allocated on the highest of 2 ranks, *",
+            "max_leak FAILED: still held after the test 1 MiB > limit 0 B*",
+        ]
+    )
+    tests = records()
+    assert {name: test["verdict"] for name, test in tests.items()} == {
+        "test_each": "fail", "test_first": "pass", "test_sum": "pass", "test_sum_broken": "fail",
+        "test_highest_broken": "fail", "test_leak": "fail", "test_no_model": "inconclusive",
+    }  # fmt: skip
+    peaks = {one["rank"]: one["measured"] for one in tests["test_each"]["results"] if one["check"] == "max_peak"}
+    assert (peaks, tests["test_each"]["ranks"]) == ({0: 4 << 20, 1: 8 << 20}, 2)
+    xml = ElementTree.parse(Path("out.xml"))
+    properties = {one.get("name"): one.get("value") for one in xml.iter("property")}
+    assert properties["memleak.max_peak.rank"] in ("0", "1")
+
+
+def test_other_plugins_and_workers(pytester: pytest.Pytester) -> None:
+    """A rerun starts new ranks, all of them; workers' ranks have stores of their own."""
+    pytest.importorskip("xdist")
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(
+        test_it=START
+        + """
+import pathlib
+FILE = pathlib.Path(__file__).with_name("tried")
+
+@pytest.mark.flaky(reruns=1)
+def test_second_time():
+    again = FILE.exists()
+    dist.barrier()
+    FILE.touch()
+    assert again
+
+def test_a(): dist.barrier()
+def test_b(): dist.barrier()
+"""
+    )
+    result = pytester.runpytest_subprocess(
+        "-n", "2", "--maxfail=1", "-k", "second or a or b", "--gpu-backend=cpu", "--memleak-json=out.json",
+        "-p", "no:cacheprovider",
+    )  # fmt: skip
+    outcomes = result.parseoutcomes()
+    assert (outcomes["passed"], outcomes["rerun"]) == (3, 1)
+    document = json.loads((pytester.path / "out.json").read_text())
+    assert document["silent_workers"] == []
+
+
+def test_under_an_outer_torchrun_nothing_is_started(pytester: pytest.Pytester) -> None:
+    """Each of its processes is one rank; that of rank 0 reports for all."""
+    pytester.makepyfile(
+        test_it=START
+        + """
+def test_together():
+    import subprocess
+    assert os.environ["TORCHELASTIC_RUN_ID"] == os.environ["OUTER"]
+    dist.barrier()
+
+def test_one(): assert RANK == 0
+
+@pytest.mark.max_peak("11MiB", rank="sum")
+def test_sum():
+    torch.ones((1 + RANK) << 20)
+
+@pytest.mark.ranks(4)
+def test_of_another_size(): ...
+"""
+    )
+    command = [
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--rdzv-id=outer", "--redirects=3",
+        "--log-dir=logs", "-m", "pytest", "-p", "no:cacheprovider", "--gpu-backend=cpu", "-rs",
+        "--memleak-json=out.json",
+    ]  # fmt: skip
+    environment = os.environ | {"OUTER": "outer", "COLUMNS": "160"}
+    run = subprocess.run([sys.executable, *command], cwd=pytester.path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1  # as two of its tests fail
+    printed = {path.parent.name: path.read_text() for path in pytester.path.glob("logs/**/stdout.log")}
+    first = printed["0"]
+    assert "rank 1 of 2:" in first
+    assert "FAILED test_it.py::test_one - rank 1 of 2" in first
+    assert "peak 12 MiB > limit 11 MiB (allocated on 2 ranks together" in first
+    assert "wants 4 ranks, and torchrun has started 2" in first
+    assert "2 failed, 1 passed, 1 skipped" in first
+    document = json.loads((pytester.path / "out.json").read_text())
+    summed = next(test for test in document["tests"] if test["nodeid"].endswith("test_sum"))
+    assert (summed["ranks"], summed["verdict"]) == (2, "fail")
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("ranks()", "*ranks(n, *"),
+        ("ranks(0)", "*n=0 is not a number of ranks*"),
+        ("ranks(True)", "*n=True is not a number of ranks*"),
+        ("ranks(3, nnodes=2)", "*3 ranks are not to be shared alike by nnodes=2*"),
+        ("ranks(2, backend=True)", "*backend=True is not a backend*"),
+        ("ranks(2, timeout=0)", "*timeout=0 is not a number of seconds*"),
+    ],
+)
+def test_bad_markers_start_nothing(run_on_cpu: Run, mark: str, said: str) -> None:
+    result = run_on_cpu(f"import pytest\n@pytest.mark.{mark}\ndef test_it(): ...\n")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([said])
+
+
+def test_bad_timeout(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test(): ...")
+    result = pytester.runpytest_subprocess("--memleak-ranks-timeout=soon")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--memleak-ranks-timeout*'soon' is not a number of seconds*"])
