@@ -20,8 +20,10 @@ pytest.importorskip("accelerate")
 
 LOADS = Path(pytest_memleak.__file__).parent / "cases" / "fsdp_loads.py"
 COMMITS = "test_no_rank_commits_the_model"
+NAN = "test_no_rank_holds_nan"
 BUFFERS = "test_persistent_buffers_are_rank_0s"
 OPTIMIZERS = "test_optimizers_know_each_parameter"
+EMPTY = 'pytest.mark.memleak_bug("fsdp_init", flavour="empty_like")'
 ZEROS = 'pytest.mark.memleak_bug("fsdp_init", flavour="zeros_like")'
 FIX = 'pytest.mark.memleak_fix("fsdp_init")'
 
@@ -48,6 +50,12 @@ def test_the_rank_that_waits_commits_the_model(loads: Loads, records: Records) -
     assert verdicts == {0: "pass", 1: "fail"}
 
 
+def test_the_rank_that_waits_holds_nan(loads: Loads) -> None:
+    result = loads(NAN, EMPTY)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*rank 1 of 2: *no_nan FAILED: *100 % of * values are NaN*"])
+
+
 @pytest.mark.skipif(
     not SpecifierSet("<=1.15.0").contains(metadata.version("accelerate")), reason="later releases may send buffers"
 )
@@ -59,3 +67,7 @@ def test_buffers_as_they_are(loads: Loads) -> None:
 
 def test_mended(loads: Loads) -> None:
     loads(f"{COMMITS} or {BUFFERS} or {OPTIMIZERS}", ZEROS, FIX).assert_outcomes(passed=3)
+
+
+def test_mended_where_values_were_anything(loads: Loads) -> None:
+    loads(NAN, EMPTY, FIX).assert_outcomes(passed=1)
