@@ -59,6 +59,7 @@ Shard& shard_of(void* address) {
 
 std::atomic<int64_t> current{0};
 std::atomic<int64_t> peak{0};
+std::atomic<int64_t> recent_peak{0};  // the same for another reader, who takes it more often
 std::atomic<int64_t> cap{kNoCap};
 std::atomic<int64_t> refusals{0};
 std::atomic<uint64_t> sequence{1};  // of the latest block; 0 is the number of those that were adopted
@@ -153,6 +154,7 @@ struct CountingAllocator final : c10::Allocator {
       return {nullptr, nullptr, &release, cpu};
     }
     raise_to(peak, level);
+    raise_to(recent_peak, level);
     remember(address, bytes, sequence.fetch_add(1) + 1, memleak::at_peak().allocated(bytes, level));
     memleak::at_peak().reached(level, bytes, false);
     return {address, address, &release, cpu};
@@ -228,7 +230,9 @@ int memleak_adopt(void* storage_impl) {
     if (data.get() == data.get_context() && data.compare_exchange_deleter(inner_deleter, &release)) {
       const int64_t bytes = static_cast<int64_t>(storage->nbytes());
       remember(data.get(), bytes, 0);
-      raise_to(peak, current.fetch_add(bytes) + bytes);
+      const int64_t level = current.fetch_add(bytes) + bytes;
+      raise_to(peak, level);
+      raise_to(recent_peak, level);
       return 1;
     }
     return data.get_deleter() == &release;
@@ -245,6 +249,12 @@ int64_t memleak_current() {
 int64_t memleak_take_peak() {
   const int64_t highest = peak.exchange(current.load());
   raise_to(peak, current.load());
+  return highest;
+}
+
+int64_t memleak_take_recent_peak() {
+  const int64_t highest = recent_peak.exchange(current.load());
+  raise_to(recent_peak, current.load());
   return highest;
 }
 

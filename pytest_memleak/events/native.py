@@ -53,6 +53,7 @@ def _declared(found: ctypes.PyDLL) -> ctypes.PyDLL:
         "current": (i64, []),
         "peak": (i64, []),
         "take_peak": (i64, []),
+        "take_recent_peak": (i64, []),
         "set_cap": (None, [i64]),
         "refusals": (i64, []),
         "sequence": (u64, []),

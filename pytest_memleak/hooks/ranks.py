@@ -25,7 +25,7 @@ from pytest_memleak.plan import Plan, Ranks
 from pytest_memleak.ranks.world import joined
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.report.junit import replace_properties
-from pytest_memleak.settings import ALWAYS, RERUN, Settings
+from pytest_memleak.settings import ALWAYS, RERUN, SIMULATED, Settings
 from pytest_memleak.support import require_torch
 
 if TYPE_CHECKING:
@@ -116,10 +116,11 @@ class RankedTests:
     @contextlib.contextmanager
     def _job(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> Iterator[Job]:
         from pytest_memleak.ranks import cards
-        from pytest_memleak.ranks.choosing import GPUS, backend_of, kind_of_card
+        from pytest_memleak.ranks.choosing import GPUS, backend_of, kind_of_card, played_cards
         from pytest_memleak.ranks.job import Job
 
         config = item.config
+        args = tuple(map(str, config.invocation_params.args))
         kind = kind_of_card(self._settings, plan)
         with contextlib.ExitStack() as held:
             gpus: tuple[str, ...] = ()
@@ -132,11 +133,13 @@ class RankedTests:
                         '(--gpu-backend=cpu, ranks(backend="gloo"))'
                     )
                 gpus = held.enter_context(cards.reserved(ranks.size, here, _PATIENCE))
+            if kind == SIMULATED:
+                args += (f"--gpu-backend={played_cards(self._settings, ranks.size // ranks.nodes)}",)
             yield Job(
                 folder=str(_folder(config)),
                 nodeid=item.nodeid,
                 path=str(item.path),
-                args=tuple(map(str, config.invocation_params.args)),
+                args=args,
                 where=str(config.invocation_params.dir),
                 sys_path=tuple(sys.path),
                 size=ranks.size,

@@ -78,15 +78,28 @@ def _parameters(roots: Iterable[dict[str, Any]]) -> Iterator[tuple[str, torch.Te
         for kind in ("_parameters", "_buffers"):
             for name, tensor in _items(members, kind):
                 if is_a(tensor, torch.Tensor):
-                    yield path + name, tensor
+                    yield from ((path + name, part) for part in _with_memory(tensor))
                     if kind == "_parameters" and is_a(gradient := read_attribute(tensor, "grad"), torch.Tensor):
-                        yield f"gradient of {path}{name}", gradient
+                        yield from ((f"gradient of {path}{name}", part) for part in _with_memory(gradient))
         parts = [(name, part) for name, part in _items(members, "_modules") if is_a(part, torch.nn.Module)]
         # The first is the next, as in a state dict: of tied weights, the first name is the model's own choice.
         for name, part in reversed(parts):
             if id(part) not in seen:
                 seen.add(id(part))
                 todo.append((f"{path}{name}.", own_dict(part) or {}))
+
+
+def _with_memory(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor, or those inside of a wrapper: the local shard of a DTensor has its name."""
+    if type(tensor) is torch.Tensor or not hasattr(type(tensor), "__tensor_flatten__"):
+        return [tensor]
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            names = tensor.__tensor_flatten__()[0]  # type: ignore[attr-defined]
+        inside = [getattr(tensor, name) for name in names]
+    except Exception:  # noqa: BLE001 - a wrapper's own code, which may not have been built to the end
+        return [tensor]
+    return [part for one in inside if is_a(one, torch.Tensor) for part in _with_memory(one)]
 
 
 def _items(members: dict[str, Any], kind: str) -> list[tuple[str, Any]]:

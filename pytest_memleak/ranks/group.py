@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.errors import Unavailable
+from pytest_memleak.errors import MemleakError, Unavailable
 from pytest_memleak.ranks.world import World, current
 
 GLOO = "gloo"
@@ -31,7 +32,10 @@ class ProcessGroup:
         if self._backend is not None:
             world = current()
             assert world is not None
-            begin(self._backend, world)
+            try:
+                begin(self._backend, world)
+            except MemleakError as error:
+                pytest.fail(f"pytest-memleak: {error}", pytrace=False)
 
     def pytest_runtest_logfinish(self) -> None:
         if self._backend is not None:
@@ -47,14 +51,24 @@ def begin(backend: str, world: World) -> None:
         raise Unavailable("this torch was built without torch.distributed, which ranks need")
     if torch.distributed.is_initialized():
         return
+    if backend == PLAYED:
+        from pytest_memleak.ranks.played import playing
+
+        machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        _played.enter_context(playing(world.rank, world.size, machines))
+        return
     if "nccl" in backend:
         torch.cuda.set_device(world.local_rank)
     torch.distributed.init_process_group(backend)
 
 
+_played = contextlib.ExitStack()
+
+
 def end() -> None:
     import torch.distributed
 
+    _played.close()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -308,3 +308,45 @@ def test_bad_timeout(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--memleak-ranks-timeout=soon")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--memleak-ranks-timeout*'soon' is not a number of seconds*"])
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="no card is simulated beside a real one")
+def test_on_a_simulated_card_each_rank_is_played(run_apart: Run, records: Records) -> None:
+    """On cards of their own, without peers: shares by rank, and what a broken peak is made of."""
+    result = run_apart(
+        START
+        + """
+from torch.distributed.fsdp import fully_shard
+
+@pytest.mark.ranks(3)
+@pytest.mark.max_peak("40MiB")
+def test_sharded():
+    assert (dist.get_rank(), dist.get_world_size()) == (RANK, 3)
+    torch.cuda.set_device(RANK)
+    model = torch.nn.Linear(1024, 4097, bias=False, device="cuda")  # of 16 MiB; 4097 rows for three
+    fully_shard(model)
+    shard = model.weight.to_local()
+    assert shard.shape[0] == (1366, 1366, 1365)[RANK]
+    model(torch.ones(8, 1024, device="cuda")).sum().backward()
+
+@pytest.mark.gpu_cap("1G")
+@pytest.mark.ranks(2, nnodes=2)
+def test_capped():
+    torch.ones(2 << 28, device="cuda")
+""",
+        "--gpu-backend=simulated:h100",
+        "--memleak-json=out.json",
+    )
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*max_peak FAILED: peak * MiB > limit 40 MiB (allocated on cuda:0, predicted)",
+            "*alive at the peak, by the line that allocated it*",
+            "all 2 ranks:",
+            "*OutOfMemoryError*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*could not be explained*")  # the wrappers of the shards have no memory
+    test = records()["test_sharded"]
+    assert {one["device"]: one["how"] for one in test["results"]} == {f"cuda:{n}": "predicted" for n in range(3)}
+    assert test["card"]["name"] == "NVIDIA H100 80GB HBM3"

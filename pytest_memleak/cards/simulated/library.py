@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 
 from pytest_memleak.compiled import Compiled
@@ -26,8 +27,12 @@ Give = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Answer = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 
 
+@functools.cache
 def load() -> ctypes.PyDLL:
-    """Built if need be, which takes some twenty seconds once; `Unavailable` with the reason if that does not work."""
+    """Built if need be, which takes some twenty seconds once; `Unavailable` with the reason if that does not work.
+
+    Once in a process: what it keeps is kept once, also where its sources are changed meanwhile.
+    """
     found = _LIBRARY.load()
     signatures: dict[str, tuple[object, list[object]]] = {
         "space": (ctypes.c_int, [ctypes.c_uint64, ctypes.c_uint64]),
@@ -51,6 +56,9 @@ def load() -> ctypes.PyDLL:
         "set_aside": (None, []),
         "take_back": (None, []),
         "end": (None, []),
+        "host_on": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+        "host_off": (None, []),
+        "host_take": (None, [ctypes.POINTER(ctypes.c_int64)]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(found, f"memleak_card_{name}")

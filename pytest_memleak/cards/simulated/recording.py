@@ -68,7 +68,10 @@ class SimulatedRecording:
             self._simulation.alarms[self._index] = Alarm(reached, level)
 
     def place_of(self, tensor: torch.Tensor) -> Place | None:
-        block = self._simulation.block_of(tensor)
+        try:
+            block = self._simulation.block_of(tensor)
+        except RuntimeError:
+            return None  # a wrapper, such as a DTensor: the memory is that of a tensor inside
         if block is None or block[0] is not self._allocator:
             return None
         known = self._live.get(block[1])

@@ -17,6 +17,8 @@
 #include "shapes.cpp"
 #include "copies.cpp"
 #include "marks.cpp"
+#include "host.cpp"
+#include "host_operations.cpp"
 #include "workspaces.cpp"
 #include "kernels.cpp"
 #include "places.cpp"

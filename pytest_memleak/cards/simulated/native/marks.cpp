@@ -7,6 +7,7 @@
 #include "marks.h"
 
 #include "generators.h"
+#include "host.h"
 #include "kernels.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -145,12 +146,18 @@ void follow(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stac
     });
   }
   const std::optional<bool> truth = is_known ? std::nullopt : certain(operation, arguments);
-  run_below(op, operation, keys, is_known, stack);
+  if (!run_on_shapes(op, operation, stack)) {
+    run_below(op, operation, keys, is_known, stack);
+  }
   const auto results = torch::jit::last(*stack, op.schema().returns().size());
   if (truth) {
     const c10::impl::ExcludeDispatchKeyGuard unseen(c10::autograd_dispatch_keyset_with_ADInplaceOrView.add(kMark));
     for (const c10::IValue& one : results) {
-      each_tensor(one, [&](const at::Tensor& tensor) { tensor.fill_(*truth); });
+      each_tensor(one, [&](const at::Tensor& tensor) {
+        if (!is_left_alone(tensor)) {
+          tensor.fill_(*truth);
+        }
+      });
     }
     is_known = true;
   }
@@ -158,7 +165,9 @@ void follow(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stac
     if (!readable(tensor)) {
       continue;
     }
-    if (is_known) {
+    if (is_left_alone(tensor)) {
+      note_written(tensor);  // it stays marked: what was written is not there
+    } else if (is_known) {
       unmark_written(tensor);
     } else {
       mark_written(tensor);
@@ -260,6 +269,7 @@ void follow_marks() {
   own->def("knows(Tensor self) -> bool", TORCH_FN(knows));
   own->def("default_generator(int device) -> Generator?", TORCH_FN(generator_of));
   own->def("forget(Tensor self) -> ()", TORCH_FN(marks::forget));
+  own->def("mapped(Tensor self) -> ()", TORCH_FN(take_mapped));
 }
 
 }  // namespace memleak
