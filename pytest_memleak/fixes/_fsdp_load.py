@@ -26,6 +26,11 @@ Like = Callable[..., torch.Tensor]
 _ASKED = ("is_fsdp_enabled", "is_local_dist_rank_0", "is_deepspeed_zero3_enabled", "PreTrainedModel")
 _STEPS = ("_move_missing_keys_from_meta_to_device", "_move_missing_keys_from_meta_to_cpu")
 """The step that gives places: its name since 5.0, and before."""
+_READING = {
+    "LoadStateDictConfig": {"hf_quantizer", "device_map", "device_mesh", "weights_only"},
+    "load_state_dict": {"map_location", "weights_only"},
+}
+"""What a load of transformers 5 is told, and a file's reader."""
 
 
 def recognised() -> Any:
@@ -90,6 +95,9 @@ def reading_nothing(modeling: Any) -> Iterator[Patch]:
     """Loads of transformers 5 read shapes and types from a checkpoint, and no values; 4 skipped the file by itself."""
     if not hasattr(modeling, "LoadStateDictConfig"):
         return
+    for function, needed in _READING.items():
+        if missing := needed.difference(inspect.signature(getattr(modeling, function)).parameters):
+            raise Unrecognised(f"{function} of this release has no {', '.join(sorted(missing))}")
 
     def loads(found: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(found)

@@ -10,7 +10,7 @@ or upcast.
 The fix leaves parameters and persistent buffers of these ranks on meta, and computes the other buffers. accelerate's
 broadcast is made to take persistent buffers, on which it crashes, and its optimizers to know parameters on meta apart.
 
-Checked with transformers 4.57.6, 5.0.0, 5.3.0, 5.4.0, 5.5.4, 5.6.0, 5.22.2, 5.23.0 and 5.24.0, accelerate 1.15.0.
+Checked with transformers 4.57.6, 5.0.0, 5.3.0, 5.5.4, 5.6.0, 5.22.2, 5.23.0 and 5.24.0, accelerate 1.8.1 to 1.15.0.
 """
 
 from __future__ import annotations

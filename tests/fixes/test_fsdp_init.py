@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
 
 from pytest_memleak import fixes
 from pytest_memleak.cases import fsdp_loads
@@ -29,7 +28,8 @@ modeling: Any = importlib.import_module("transformers.modeling_utils")
 fsdp_utils: Any = importlib.import_module("accelerate.utils.fsdp_utils")
 fsdp_rank: Any = importlib.import_module("benchmarks.fsdp_rank")  # as loose as a script
 
-TINY = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+from tests.fixes.fsdp_waiting import TINY, all_on_meta, saved  # noqa: E402
+
 MIDDLE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
 """100 MiB in fp16."""
 STEPS = (
@@ -54,41 +54,9 @@ def puts_back_what_it_found() -> Iterator[None]:
     assert all(now is then for now, then in zip(patched(), before, strict=True))
 
 
-@pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This process is a rank whose weights come from another."""
-    for name, value in fsdp_loads.VARIABLES.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    store = tmp_path_factory.mktemp("group") / "store"
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-def saved(folder: Path, sizes: dict[str, int], kind: Any = None, **others: Any) -> Path:
-    torch.manual_seed(0)
-    config = fsdp_loads.config(**sizes)
-    config.tie_word_embeddings = others.pop("tied", False)
-    model = (kind or transformers.LlamaForCausalLM)(config).to(torch.float16)
-    if kind is not None:
-        model.scale = torch.arange(1, config.vocab_size + 1) / config.vocab_size
-    model.save_pretrained(folder, **others)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tiny"), TINY)
-
-
 @pytest.fixture(scope="module")
 def middle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("middle"), MIDDLE)
-
-
-def all_on_meta(model: Any) -> bool:
-    return all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -193,69 +161,6 @@ def test_loads_of_another_kind_are_left_to_upstream(
     assert all_on_meta(model)
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto"])
-def test_a_device_map_is_for_ranks_that_read(waiting: None, tiny: Path, device_map: str) -> None:
-    with FIX.fixed():
-        model = transformers.AutoModelForCausalLM.from_pretrained(tiny, device_map=device_map)
-    assert all_on_meta(model)
-    assert fsdp_rank.census(model)["rotary is right"]
-
-
-def test_a_checkpoint_in_shards(waiting: None, tmp_path: Path) -> None:
-    saved(tmp_path, TINY, max_shard_size="1MB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    with FIX.fixed():
-        assert all_on_meta(fsdp_loads.load(tmp_path))
-
-
-def test_a_pickled_checkpoint(waiting: None, tiny: Path, tmp_path: Path) -> None:
-    torch.save(modeling.load_state_dict(str(tiny / "model.safetensors")), tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
-    with FIX.fixed():
-        assert all_on_meta(fsdp_loads.load(tmp_path))
-
-
-def test_weights_that_are_given(waiting: None, tiny: Path) -> None:
-    stored = modeling.load_state_dict(str(tiny / "model.safetensors"))
-    config = transformers.AutoConfig.from_pretrained(tiny)
-    with FIX.fixed():
-        model = transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=stored)
-    assert all_on_meta(model)
-
-
-@pytest.mark.parametrize("stored_twice", [False, True])
-def test_what_rank_0_ties_is_tied(
-    waiting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored_twice: bool
-) -> None:
-    """Weights that are stored twice are tied in some releases, and not in others."""
-    saved(tmp_path, TINY, tied=True)
-    if stored_twice:
-        from safetensors.torch import load_file, save_file
-
-        stored = load_file(tmp_path / "model.safetensors")
-        stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
-        save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with FIX.fixed():
-        model = fsdp_loads.load(tmp_path)
-        monkeypatch.setenv("LOCAL_RANK", "0")
-        rank_0 = fsdp_loads.load(tmp_path)
-    assert all_on_meta(model)
-    tied = rank_0.lm_head.weight is rank_0.model.embed_tokens.weight
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    assert tied or stored_twice
-
-
-def test_what_the_checkpoint_lacks_waits_too(waiting: None, tiny: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    stored = load_file(tiny / "model.safetensors")
-    del stored["lm_head.weight"], stored["model.layers.0.mlp.up_proj.weight"]
-    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
-    with FIX.fixed():
-        assert all_on_meta(fsdp_loads.load(tmp_path))
-
-
 def test_a_buffer_of_the_outermost_module_is_computed(waiting: None, tiny: Path) -> None:
     class WithBuffer(transformers.LlamaForCausalLM):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
@@ -298,6 +203,11 @@ def test_an_upstream_that_is_not_recognised(monkeypatch: pytest.MonkeyPatch) -> 
         patch.delattr(modeling, "is_fsdp_enabled")
         for enter in (FIX.fixed, FIX.bug):
             with pytest.raises(Unrecognised, match=refused + r".*has no is_fsdp_enabled"), enter():
+                pass
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling, "load_state_dict", lambda checkpoint_file: {})
+        if hasattr(modeling, "LoadStateDictConfig"):
+            with pytest.raises(Unrecognised, match=refused + "load_state_dict of .* no map_location"), FIX.fixed():
                 pass
     with monkeypatch.context() as patch:
         patch.setattr(fsdp_utils, "fsdp2_load_full_state_dict", lambda accelerator, model, weights: None)

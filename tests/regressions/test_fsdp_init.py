@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -20,8 +21,10 @@ pytest.importorskip("accelerate")
 
 LOADS = Path(pytest_memleak.__file__).parent / "cases" / "fsdp_loads.py"
 COMMITS = "test_no_rank_commits_the_model"
+NAN = "test_no_rank_holds_nan"
 BUFFERS = "test_persistent_buffers_are_rank_0s"
 OPTIMIZERS = "test_optimizers_know_each_parameter"
+EMPTY = 'pytest.mark.memleak_bug("fsdp_init", flavour="empty_like")'
 ZEROS = 'pytest.mark.memleak_bug("fsdp_init", flavour="zeros_like")'
 FIX = 'pytest.mark.memleak_fix("fsdp_init")'
 
@@ -41,11 +44,22 @@ def loads(pytester: pytest.Pytester) -> Loads:
     return run
 
 
+def verdicts(test: dict[str, Any]) -> dict[int, str]:
+    return {result["rank"]: result["verdict"] for result in test["results"]}
+
+
 def test_the_rank_that_waits_commits_the_model(loads: Loads, records: Records) -> None:
     loads(COMMITS, ZEROS).assert_outcomes(failed=1)
     (test,) = records().values()
-    verdicts = {result["rank"]: result["verdict"] for result in test["results"]}
-    assert verdicts == {0: "pass", 1: "fail"}
+    assert verdicts(test) == {0: "pass", 1: "fail"}
+
+
+def test_the_rank_that_waits_holds_nan(loads: Loads, records: Records) -> None:
+    loads(NAN, EMPTY).assert_outcomes(failed=1)
+    (test,) = records().values()
+    assert verdicts(test) == {0: "pass", 1: "fail"}
+    (message,) = (result["message"] for result in test["results"] if result["verdict"] == "fail")
+    assert "no_nan FAILED: model.embed_tokens.weight: 100 % of 1,048,576 values are NaN" in message
 
 
 @pytest.mark.skipif(
@@ -59,3 +73,7 @@ def test_buffers_as_they_are(loads: Loads) -> None:
 
 def test_mended(loads: Loads) -> None:
     loads(f"{COMMITS} or {BUFFERS} or {OPTIMIZERS}", ZEROS, FIX).assert_outcomes(passed=3)
+
+
+def test_mended_where_values_were_anything(loads: Loads) -> None:
+    loads(NAN, EMPTY, FIX).assert_outcomes(passed=1)
