@@ -15,6 +15,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -116,7 +117,7 @@ def one_rank(rank: int, given: argparse.Namespace, folder: Path) -> dict[str, An
         found["shard"] = sum(one.to_local().numel() for one in model.parameters())
         found["doubt"] = simulation.unknowns.doubt()
     found["seconds"] = round(time.monotonic() - began, 1)
-    found["resident"] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    found["resident_peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return found
 
 
@@ -186,9 +187,10 @@ def in_words(ranks: list[dict[str, Any]], given: argparse.Namespace) -> str:
         SEED,
     ]
     lines += [f"rank {one['rank']} is INCONCLUSIVE: {one['doubt']}" for one in ranks if one["doubt"]]
+    most = max(one["resident_peak"] for one in ranks)
     lines.append(
-        f"{sum(one['seconds'] for one in ranks):.0f} s for all ranks, at most "
-        f"{max(one['resident'] for one in ranks) / GB:.2f} GB of this machine's memory at a time"
+        f"{sum(one['seconds'] for one in ranks):.0f} s for all ranks, at most {most / GB:.2f} GB of this machine's "
+        "memory at a time, pages of the checkpoint's file included"
     )
     return "\n".join(lines)
 
