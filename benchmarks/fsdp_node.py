@@ -12,6 +12,7 @@ and accelerate's own code runs: `from_pretrained` with cpu_ram_efficient_loading
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -77,12 +78,14 @@ def one_rank(rank: int, given: argparse.Namespace, folder: Path) -> dict[str, An
     import transformers
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
+    from pytest_memleak import fixes
     from pytest_memleak.ranks.played import playing
 
     transformers.utils.logging.disable_progress_bar()
     found: dict[str, Any] = {"rank": rank}
     began = time.monotonic()
-    with playing(rank, given.ranks, given.nnodes) as played:
+    fixed = fixes.find("fsdp_init").fixed() if given.fixed else contextlib.nullcontext()
+    with playing(rank, given.ranks, given.nnodes) as played, fixed:
 
         def tell(step: str, before: Any) -> None:
             now, most = played.host.take()
@@ -126,6 +129,7 @@ def in_a_process(rank: int, given: argparse.Namespace, folder: Path) -> dict[str
     command = [sys.executable, __file__, "--rank", str(rank), "--folder", str(folder)]
     command += ["--ranks", str(given.ranks), "--nnodes", str(given.nnodes)]
     command += ["--model", given.model, "--mixed-precision", given.mixed_precision]
+    command += ["--fixed"] if given.fixed else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -175,7 +179,8 @@ def in_words(ranks: list[dict[str, Any]], given: argparse.Namespace) -> str:
     first, load = ranks[0], [one["load"] for one in ranks]
     committed, mapped = sum(one["committed"] for one in load), max(one["mapped"] for one in load)
     lines = [
-        f"{given.model}; {versions}; mixed precision {given.mixed_precision}; predicted, GB of 1000³",
+        f"{given.model}; {versions}; mixed precision {given.mixed_precision}"
+        f"{', with the fix fsdp_init' if given.fixed else ''}; predicted, GB of 1000³",
         f"{first['parameters']:,} parameters: {2 * first['parameters'] / GB:.1f} GB in bf16; {given.ranks} ranks on "
         f"{given.nnodes} node(s)",
         "",
@@ -201,6 +206,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8, help="of all nodes together")
     parser.add_argument("--nnodes", type=int, default=1)
     parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16"))
+    parser.add_argument("--fixed", action="store_true", help="with the reference fix fsdp_init")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is, or is to be made")
     parser.add_argument("--rank", type=int, help="this one alone, in this process")
     parser.add_argument(

@@ -58,8 +58,7 @@ def max_peak(
     one_of("of", of, PEAK_KINDS)
     if device is not None and (isinstance(device, bool) or not isinstance(device, str | int)):
         raise BadInput(f'device={device!r} is not a device: write "cuda:1" or 1')
-    if rank is not None and rank not in TOGETHER and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
-        raise BadInput(f'rank={rank!r} is not a rank: write 0, 1, …, "max" or "sum"')
+    _check_rank(rank)
     if not isinstance(warmup, bool):
         raise BadInput(f"warmup={warmup!r}: write True or False")
     if not warmup and of in ("reserved", "driver"):
@@ -68,10 +67,14 @@ def max_peak(
     return lambda source: PeakBudget(expression, source, of=of, device=device, rank=rank, model=model, warmup=warmup)
 
 
-def max_host_peak(limit: str | int, *, model: object = None) -> Callable[[str], Part]:
-    """The growth of the process's committed memory while the test runs must not exceed LIMIT (sampled)."""
+def max_host_peak(limit: str | int, *, rank: int | str | None = None, model: object = None) -> Callable[[str], Part]:
+    """The growth of the process's committed memory while the test runs must not exceed LIMIT (sampled).
+
+    rank: as of max_peak; "sum" is what all ranks take of a machine.
+    """
+    _check_rank(rank)
     expression = _limit_of(limit, model)
-    return lambda source: HostPeakBudget(expression, source, model=model)
+    return lambda source: HostPeakBudget(expression, source, model=model, rank=rank)
 
 
 def max_leak(
@@ -250,6 +253,11 @@ def _limit_of(limit: str | int, model: object) -> Expression:
     if model is not None and not expression.names:
         raise BadInput(f"model={model!r} has no effect: the limit {limit!r} names no size of a model")
     return expression
+
+
+def _check_rank(rank: object) -> None:
+    if rank is not None and rank not in TOGETHER and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+        raise BadInput(f'rank={rank!r} is not a rank: write 0, 1, …, "max" or "sum"')
 
 
 def one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> None:

@@ -34,6 +34,7 @@ class PeakBudget(Budget):
 @dataclass(frozen=True)
 class HostPeakBudget(Budget):
     model: object = None
+    rank: int | str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,22 @@ SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4}
 """30 MiB."""
 
 
+EXPERTS = {"hidden_size": 1024, "moe_intermediate_size": 1024, "num_experts": 16, "num_hidden_layers": 4}
+"""400 MiB in fp16, nearly all of it in experts."""
+
+
 def config(**sizes: Any) -> Any:
     from transformers import LlamaConfig
 
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
     return LlamaConfig(vocab_size=2048, max_position_embeddings=512, **heads, **sizes)
+
+
+def mixture_config() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    return Qwen3MoeConfig(vocab_size=2048, intermediate_size=1024, num_experts_per_tok=2, **heads, **EXPERTS)
 
 
 def scaled_llama() -> Any:
@@ -112,6 +123,17 @@ def large(checkpoint: Make) -> Path:
 @pytest.fixture(scope="module")
 def small(checkpoint: Make) -> Path:
     return checkpoint(config(**SMALL), dtype="float16")
+
+
+@pytest.fixture(scope="module")
+def mixture(checkpoint: Make) -> Path:
+    return checkpoint(mixture_config(), dtype="float16", sparse=True)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.max_host_peak("1.3 * fp16_size", rank="sum")
+def test_experts_are_put_together_once(mixture: Path) -> None:
+    load(mixture)
 
 
 @pytest.mark.ranks(2)

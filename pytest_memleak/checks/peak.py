@@ -8,7 +8,7 @@ from dataclasses import replace
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.meters.reading import PREDICTED, Levels, Reading
 from pytest_memleak.plan import TOGETHER, Budget, HostPeakBudget, PeakBudget
-from pytest_memleak.ranks.world import current
+from pytest_memleak.ranks.world import World, current
 from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
 from pytest_memleak.wording import host_peak_message, peak_message, readable_above, size
 
@@ -16,6 +16,7 @@ TermOf = Callable[[str], Term]
 
 _PHASES = {"setup": "set-up of its fixtures", "call": "body"}
 _HEADROOM = 1.05
+_A_PART = "it is a part of what all ranks may have"
 
 
 def judge_peak(
@@ -29,7 +30,7 @@ def judge_peak(
     kind = (budget.of if budget else None) or "allocated"
     world = current()
     if budget and budget.rank is not None and world is None:
-        return [inconclusive(check, f"rank={budget.rank}, but the test runs in one process: put it on ranks(2)")]
+        return [_without_ranks(check, budget.rank)]
     try:
         limit = evaluate(budget, term_of) if budget else None
         concerned = _concerned(readings, kind, budget.device if budget else None)
@@ -37,8 +38,8 @@ def judge_peak(
     except (Inconclusive, BadInput) as error:
         return [inconclusive(check, str(error))]
     together = budget is not None and budget.rank in TOGETHER
-    if budget and world is not None and budget.rank not in (None, world.rank) and not together:
-        limit = None  # another rank's promise: here it is only read
+    if budget and _is_anothers(budget.rank, world):
+        limit = None
     results = [_judge_device(check, reading, kind, limit, doubts, counted) for reading in concerned]
     used = [result for result in results if result.measured or result.verdict != "pass"] or results[:1]
     if budget and limit is None:
@@ -55,16 +56,25 @@ def judge_host_peak(
     kind: str = "committed",
 ) -> CheckResult:
     """Growth over the window's start: what else the process holds is not the test's."""
+    world = current()
+    if budget.rank is not None and world is None:
+        return _without_ranks("max_host_peak", budget.rank)
     try:
-        limit = evaluate(budget, term_of)
+        limit: Limit | None = evaluate(budget, term_of)
     except (Inconclusive, BadInput) as error:
         return inconclusive("max_host_peak", str(error))
+    if _is_anothers(budget.rank, world):
+        limit = None
     grown = reading.peak[kind] - reading.base_at_peak[kind]
     verdict, why = _verdict(grown, grown, limit, [*doubts, *filter(None, [reading.blind])], reading.swayed)
+    if budget.rank in TOGETHER and verdict != "inconclusive":
+        verdict, why = "not judged", _A_PART
     return CheckResult(
         check="max_host_peak",
         verdict=verdict,
-        message=host_peak_message(verdict, measured=grown, limit=limit.bytes, kind=kind, how=reading.how, why=why),
+        message=host_peak_message(
+            verdict, measured=grown, limit=limit.bytes if limit else None, kind=kind, how=reading.how, why=why
+        ),
         device=reading.device,
         kind=kind,
         how=reading.how,
@@ -73,6 +83,7 @@ def judge_host_peak(
         limit=limit,
         details=(*_phases(reading, kind), *filter(None, [beside])),
         advice=_advice("max_host_peak", verdict, grown, limit),
+        enforced=limit is not None and budget.rank not in TOGETHER,
     )
 
 
@@ -85,6 +96,15 @@ def inconclusive(check: str, why: str) -> CheckResult:
     return CheckResult(check=check, verdict="inconclusive", message=f"{check} INCONCLUSIVE: {why}")
 
 
+def _without_ranks(check: str, rank: object) -> CheckResult:
+    return inconclusive(check, f"rank={rank}, but the test runs in one process: put it on ranks(2)")
+
+
+def _is_anothers(rank: int | str | None, world: World | None) -> bool:
+    """Another rank's promise: here it is only read."""
+    return rank is not None and rank not in TOGETHER and world is not None and rank != world.rank
+
+
 def _for_all_ranks_to_judge(result: CheckResult) -> CheckResult:
     if result.verdict not in ("pass", "fail") or result.measured is None or result.limit is None:
         return replace(result, enforced=False)
@@ -95,7 +115,7 @@ def _for_all_ranks_to_judge(result: CheckResult) -> CheckResult:
         kind=result.kind,
         device=result.device,
         how=result.how,
-        why="it is a part of what all ranks may have",
+        why=_A_PART,
     )
     return replace(result, verdict="not judged", message=message, advice="", enforced=False)
 

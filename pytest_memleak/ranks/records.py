@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_memleak.budget.sizes import format_size
-from pytest_memleak.plan import TOGETHER, PeakBudget
+from pytest_memleak.plan import TOGETHER, HostPeakBudget, PeakBudget
 from pytest_memleak.records.record import CheckResult, TestRecord, Verdict
 from pytest_memleak.wording import peak_message
 
@@ -26,11 +26,12 @@ def reckon(
     empty: TestRecord,
     records: Mapping[int, TestRecord],
     ranks: int,
-    budget: PeakBudget | None,
+    budgets: Mapping[str, PeakBudget | HostPeakBudget | None],
     deaths: Mapping[int, str],
     report: bool = False,
 ) -> Reckoned:
-    """`records`: of those ranks that came to their end; `deaths`: of the others, what became of them."""
+    """`records`: of those ranks that came to their end; `deaths`: of the others, what became of them. `budgets`: by the
+    check that judges them."""
     results = [
         replace(result, rank=rank, message=f"rank {rank}: {result.message}")
         for rank, record in sorted(records.items())
@@ -40,7 +41,12 @@ def reckon(
         CheckResult("ranks", "fail", message.splitlines()[0], rank=rank, details=tuple(message.splitlines()[1:]))
         for rank, message in sorted(deaths.items())
     ]
-    of_all = _together(budget, results, ranks, deaths, report)
+    of_all = tuple(
+        one
+        for check, budget in budgets.items()
+        if budget is not None and budget.rank in TOGETHER
+        for one in _together(check, budget.rank == "sum", results, ranks, deaths, report)
+    )
     first = records[min(records)] if records else empty
     record = replace(
         empty,
@@ -70,31 +76,40 @@ def _notes(records: Mapping[int, TestRecord]) -> tuple[str, ...]:
 
 
 def _together(
-    budget: PeakBudget | None, results: Sequence[CheckResult], ranks: int, deaths: Mapping[int, str], report: bool
+    check: str,
+    summed: bool,
+    results: Sequence[CheckResult],
+    ranks: int,
+    deaths: Mapping[int, str],
+    report: bool,
 ) -> tuple[CheckResult, ...]:
     """One verdict on the highest of all ranks' peaks, or on their sum."""
-    if budget is None or budget.rank not in TOGETHER:
-        return ()
-    place = f"{ranks} ranks together" if budget.rank == "sum" else f"the highest of {ranks} ranks"
-    peaks = [result for result in results if result.check == "max_peak"]
+    place = f"{ranks} ranks together" if summed else f"the highest of {ranks} ranks"
+    peaks = [result for result in results if result.check == check]
     missing = [rank for rank in range(ranks) if rank in deaths or not any(one.rank == rank for one in peaks)]
     unsure = [one for one in peaks if one.verdict == "inconclusive" or one.measured is None or one.limit is None]
     if missing or unsure:
         why = f"rank {missing[0]} has no peak" if missing else f"of rank {unsure[0].rank} it is not known"
-        message = f"max_peak INCONCLUSIVE of {place}: {why}"
-        return (CheckResult("max_peak", "inconclusive", message, enforced=not report),)
+        message = f"{check} INCONCLUSIVE of {place}: {why}"
+        return (CheckResult(check, "inconclusive", message, enforced=not report),)
     first = peaks[0]
     assert first.limit is not None
     levels = [one.measured or 0 for one in peaks]
-    reached = sum(levels) if budget.rank == "sum" else max(levels)
+    reached = sum(levels) if summed else max(levels)
     verdict: Verdict = "pass" if reached <= first.limit.bytes else "fail"
     details = tuple(f"rank {one.rank}: {format_size(one.measured or 0)} on {one.device}" for one in peaks)
     return (
         CheckResult(
-            "max_peak",
+            check,
             verdict,
             peak_message(
-                verdict, measured=reached, limit=first.limit.bytes, kind=first.kind, device=place, how=first.how
+                verdict,
+                check=check,
+                measured=reached,
+                limit=first.limit.bytes,
+                kind=first.kind,
+                device=place,
+                how=first.how,
             ),
             device=place,
             kind=first.kind,

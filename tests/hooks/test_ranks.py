@@ -179,6 +179,14 @@ def test_sum_broken():
 def test_highest_broken():
     torch.ones((1 + RANK) * 4 * MIB)
 
+@pytest.mark.max_host_peak("72MiB", rank="sum")
+def test_host():
+    held = bytearray((1 + RANK) << 25)
+
+@pytest.mark.max_host_peak("40MiB", rank=0)
+def test_host_of_the_first():
+    held = bytearray((1 + RANK) << 25)
+
 KEPT = []
 
 @pytest.mark.max_leak
@@ -192,7 +200,7 @@ def test_no_model(): ...
         "--junitxml=out.xml",
         "-v",
     )
-    result.assert_outcomes(passed=2, failed=4, errors=1)
+    result.assert_outcomes(passed=3, failed=5, errors=1)
     result.stdout.fnmatch_lines(
         [
             "rank 1 of 2:",
@@ -200,6 +208,7 @@ def test_no_model(): ...
             "max_peak FAILED: peak 12 MiB > limit 11 MiB (allocated on 2 ranks together, *",
             "  rank 0: 4 MiB on cpu",
             "max_peak FAILED: peak 8 MiB > limit 7 MiB (allocated on the highest of 2 ranks, *",
+            "max_host_peak FAILED: peak 9* MiB > limit 72*MiB (committed on 2 ranks together, *",
             "max_leak FAILED: still held after the test 1 MiB > limit 0 B*",
         ]
     )
@@ -207,6 +216,7 @@ def test_no_model(): ...
     assert {name: test["verdict"] for name, test in tests.items()} == {
         "test_each": "fail", "test_first": "pass", "test_sum": "pass", "test_sum_broken": "fail",
         "test_highest_broken": "fail", "test_leak": "fail", "test_no_model": "inconclusive",
+        "test_host": "fail", "test_host_of_the_first": "pass",
     }  # fmt: skip
     peaks = {one["rank"]: one["measured"] for one in tests["test_each"]["results"] if one["check"] == "max_peak"}
     assert (peaks, tests["test_each"]["ranks"]) == ({0: 4 << 20, 1: 8 << 20}, 2)

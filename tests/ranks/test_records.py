@@ -30,7 +30,7 @@ def together(
     for dead in deaths or {}:
         records.pop(dead, None)
     budget = PeakBudget(parse("11MiB"), "test_it.py:2", rank=rank)
-    return reckon(EMPTY, records, len(levels), budget, deaths or {}, report)
+    return reckon(EMPTY, records, len(levels), {"max_peak": budget}, deaths or {}, report)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_each_ranks_results_are_told_apart() -> None:
         0: record(1, notes=("both", "one"), duration=1.0),
         1: record(2, notes=("both",), blocks=(block,), duration=3.0),
     }
-    whole = reckon(EMPTY, records, 2, None, {}).record
+    whole = reckon(EMPTY, records, 2, {}, {}).record
     assert [(one.rank, one.measured) for one in whole.results] == [(0, 1), (1, 2)]
     assert whole.results[1].message == "rank 1: max_peak: read"
     assert (whole.ranks, whole.duration, whole.blocks[0].rank) == (2, 3.0, 1)
@@ -82,7 +82,7 @@ def test_each_ranks_results_are_told_apart() -> None:
 
 
 def test_a_death_is_a_failure_of_the_record() -> None:
-    whole = reckon(EMPTY, {}, 2, None, {1: "rank 1 of 2 was killed by SIGKILL\n  | last words"}).record
+    whole = reckon(EMPTY, {}, 2, {}, {1: "rank 1 of 2 was killed by SIGKILL\n  | last words"}).record
     assert whole.verdict == "fail"
     assert whole.results[0].message == "rank 1 of 2 was killed by SIGKILL"
     assert whole.results[0].details == ("  | last words",)
