@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from importlib import import_module
@@ -156,8 +157,9 @@ class RankedTests:
 
 
 def _folder(config: pytest.Config) -> Path:
-    factory: Any = config._tmp_path_factory  # type: ignore[attr-defined]  # what the fixture of that name gives out
-    return Path(factory.mktemp("ranks"))
+    """Kept as long as what the fixture tmp_path gives out."""
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    return Path(factory.mktemp("ranks") if factory is not None else tempfile.mkdtemp(prefix="ranks-"))
 
 
 def _end_as(item: pytest.Item, when: str) -> None:

@@ -111,8 +111,7 @@ def _skip(phase: Phase, skipped: Mapping[int, Report], reports: Mapping[int, Rep
 
 def _deaths(ranks: Ranks, when: str, to_blame: bool) -> list[Part]:
     """Ranks that ended in this phase without a word, of themselves or because others had failed."""
-    gone = [told for told in ranks.told if not told.ended and (told.began or "setup") == when]
-    gone = [told for told in gone if when not in told.reports]
+    gone = [told for told in ranks.told if told.died_in == when]
     return [Part((told.rank,), text=ranks.why(told)) for told in gone if is_to_blame(told, ranks.told) == to_blame]
 
 

@@ -34,7 +34,7 @@ def outcome(
     }
     path, line, _ = item.location
     empty = TestRecord(item.nodeid, path, (line or 0) + 1, worker=worker_id(item.config), ranks=size)
-    deaths = {one.rank: why(one) for one in told if not one.ended}
+    deaths = {one.rank: why(one) for one in told if one.died_in is not None}
     budgets = {"max_peak": plan.peak, "max_host_peak": plan.host_peak} if plan else {}
     reckoned = reckon(empty, records, size, budgets, deaths, bool(plan and plan.report))
     return merging.merged(merging.Ranks(size, told, reports, why), reckoned)

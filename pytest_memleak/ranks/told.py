@@ -16,6 +16,7 @@ from pytest_memleak.ranks.launch import Ended
 PHASES = ("setup", "call", "teardown")
 _LAST_LINES = 12
 _CRASHED = "Fatal Python error"
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 @dataclass
@@ -49,6 +50,22 @@ class Told:
     out: bytes = b""
     err: bytes = b""
 
+    @property
+    def crashed_after(self) -> bool:
+        """Its process did not end as one does, when the test was over: a destructor, a thread, a library's exit."""
+        return self.ended and -(self.exit_code or 0) in _CRASHES
+
+    @property
+    def died_in(self) -> str | None:
+        """The phase that it has no more to say of."""
+        if self.ended:
+            return "teardown" if self.crashed_after else None
+        for when in PHASES:
+            not_run = when == "call" and self.reports.get("setup", {}).get("outcome") in ("failed", "skipped")
+            if when not in self.reports and not not_run:
+                return when
+        return "teardown"  # all was reported, and the process went on to something else
+
 
 def read(job: Job, ended: Ended) -> list[Told]:
     return [_read(job, rank, ended) for rank in range(job.size)]
@@ -72,7 +89,8 @@ def _read(job: Job, rank: int, ended: Ended) -> Told:
             told.failed_before = told.failed_before or line["failed"]
             told.found = bool(line["found"])
         elif kind == inside.END:
-            told.ended = "teardown" in told.reports  # pytest may end well without having found the test
+            # pytest may end well without having found the test, and not so well after it.
+            told.ended = "teardown" in told.reports and not told.failed_before
     told.hung, told.state = rank in ended.hung and not told.ended, ended.hung.get(rank, "")
     told.doing = stacks.doing(_text(job.stacks(rank)))
     return told
@@ -94,7 +112,9 @@ def _text(path: Path) -> str:
 def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
     """Of a rank that did not come to its end: what became of it, and what is known of the reason."""
     name = f"rank {told.rank} of {job.size}"
-    at = _WHEN.get(told.began, "in the teardown of its fixtures")
+    at = "when the test was over" if "teardown" in told.reports else _WHEN[told.died_in or "teardown"]
+    if not told.began:
+        at = "before it got to the test"
     doing = f": {told.doing}" if told.doing else f": {told.state}" if told.state else ""
     if told.hung:
         verb = "waited for others" if stacks.collective(told.doing) else "hung"
@@ -103,6 +123,8 @@ def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
             f"--memleak-ranks-timeout){_disagreement(told, others)}"
         )
     code = told.exit_code
+    if told.failed_before and told.began:
+        return f"{name} failed {at}\n{told.failed_before}"
     if told.failed_before:
         return f"{name} did not get to the test: it could not be collected\n{told.failed_before}"
     if not told.found:
@@ -121,7 +143,11 @@ def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
     return f"{name} was stopped {at}{because}{f': it had raised {told.raised}' if told.raised else doing}"
 
 
-_WHEN = {"": "before it got to the test", "setup": "in the set-up of its fixtures", "call": "in its body"}
+_WHEN = {
+    "setup": "in the set-up of its fixtures",
+    "call": "in its body",
+    "teardown": "in the teardown of its fixtures",
+}
 
 
 def is_to_blame(told: Told, others: Sequence[Told]) -> bool:
@@ -129,7 +155,7 @@ def is_to_blame(told: Told, others: Sequence[Told]) -> bool:
     if told.hung:
         return not stacks.collective(told.doing)
     if told.ended:
-        return False
+        return told.crashed_after
     if told.failed_before or not told.found:
         return True
     if told.exit_code is None:
