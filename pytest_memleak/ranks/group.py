@@ -74,10 +74,10 @@ def end() -> None:
 
 
 def store() -> Any:
-    """Where the ranks of the default group can leave word for each other; None without a group."""
+    """Where the ranks of the default group can leave word for each other; None without a group, or without others."""
     import torch.distributed
 
-    if not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized() or torch.distributed.get_backend() == "fake":
         return None
     from torch.distributed.distributed_c10d import _get_default_store  # private; there in torch 2.6 to 2.13
 

@@ -1,4 +1,4 @@
-"""What became of each rank, from the lines that it wrote and the way its process ended: nothing is lost between them."""
+"""What became of each rank, from the lines that it wrote and the way its process ended: nothing is lost between."""
 
 from __future__ import annotations
 
