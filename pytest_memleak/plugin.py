@@ -12,9 +12,9 @@ import pytest
 from pytest_memleak import marks, promises, settings
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixtures import card, checkpoint, memory, warmup_spy
-from pytest_memleak.hooks.attributes import RANK
 from pytest_memleak.plan import Plan, Ranks
 from pytest_memleak.ranks.world import joined
+from pytest_memleak.records.attributes import RANK
 from pytest_memleak.settings import SETTINGS
 from pytest_memleak.support import at_least
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from pytest_memleak.hooks.attributes import RECORD
 from pytest_memleak.plan import Plan, Ranks
 from pytest_memleak.ranks import group
 from pytest_memleak.ranks.choosing import backend_of, kind_of_card
 from pytest_memleak.ranks.outcome import outcome
 from pytest_memleak.ranks.told import PHASES, Told
 from pytest_memleak.ranks.world import World
+from pytest_memleak.records.attributes import RECORD
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.report.junit import replace_properties
 from pytest_memleak.settings import Settings

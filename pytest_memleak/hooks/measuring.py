@@ -19,9 +19,10 @@ from _pytest.runner import runtestprotocol
 
 from pytest_memleak.errors import MemleakError
 from pytest_memleak.hooks import rerun
-from pytest_memleak.hooks.attributes import BAD_MARK, PLAN, RECORD, UNJUDGED, WITHHELD
+from pytest_memleak.hooks.attributes import BAD_MARK, PLAN, UNJUDGED
 from pytest_memleak.hooks.hints import hint_for
 from pytest_memleak.plan import Plan
+from pytest_memleak.records.attributes import RECORD, WITHHELD
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
 from pytest_memleak.report.terminal import failure_text

@@ -19,11 +19,12 @@ import pytest
 from _pytest.outcomes import Failed
 
 from pytest_memleak.errors import MemleakError, Unavailable
-from pytest_memleak.hooks.attributes import RANK, RECORD, UNJUDGED
+from pytest_memleak.hooks.attributes import UNJUDGED
 from pytest_memleak.hooks.joined import JoinedTests
 from pytest_memleak.hooks.measuring import Refused, insist, unjudged
 from pytest_memleak.plan import Plan, Ranks
 from pytest_memleak.ranks.world import joined
+from pytest_memleak.records.attributes import RANK, RECORD
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.report.junit import replace_properties
 from pytest_memleak.settings import ALWAYS, RERUN, SIMULATED, Settings

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_memleak.cards.probe import accelerator_seen
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
-from pytest_memleak.hooks.attributes import RECORD
+from pytest_memleak.records.attributes import RECORD
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.records.run import RunInfo, versions

@@ -12,8 +12,8 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from pytest_memleak.budget.sizes import format_size
-from pytest_memleak.hooks.attributes import RECORD
 from pytest_memleak.hooks.insides import let_go_of_failures
+from pytest_memleak.records.attributes import RECORD
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import ALWAYS, AUTO, RERUN, Settings

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 import pytest
 from _pytest.config import _prepareconfig
 
-from pytest_memleak.hooks.attributes import RANK
 from pytest_memleak.ranks.group import ProcessGroup
 from pytest_memleak.ranks.job import Job
+from pytest_memleak.records.attributes import RANK
 
 BEGIN, RAISED, REPORT, COLLECTED, WARNING, END = "begin", "raised", "report", "collected", "warning", "end"
 """The kinds of lines that a rank writes."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.hooks.attributes import RECORD, WITHHELD
 from pytest_memleak.ranks import longrepr
 from pytest_memleak.ranks.longrepr import Part
 from pytest_memleak.ranks.records import Reckoned
 from pytest_memleak.ranks.told import PHASES, Told, is_to_blame, printed
+from pytest_memleak.records.attributes import RECORD, WITHHELD
 from pytest_memleak.report.terminal import failure_text
 
 _STRICT = "[XPASS(strict)]"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.hooks.attributes import RECORD
 from pytest_memleak.plan import Plan
 from pytest_memleak.ranks import merging
 from pytest_memleak.ranks.records import reckon
 from pytest_memleak.ranks.told import Told
+from pytest_memleak.records.attributes import RECORD
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.workers.worker import worker_id
 
