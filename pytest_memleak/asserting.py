@@ -17,7 +17,7 @@ from pytest_memleak.records.record import CheckResult
 from pytest_memleak.values.exchange import Exchange
 from pytest_memleak.values.inside import simulated
 from pytest_memleak.values.looks import Look
-from pytest_memleak.values.named import LOSS, Named, of_anything, of_optimizer
+from pytest_memleak.values.named import GRADIENT, LOSS, STATE, Named, of_anything, of_optimizer
 from pytest_memleak.values.norms import infinite_norm
 from pytest_memleak.values.scan import Scan, scan
 from pytest_memleak.values.summary import summary
@@ -39,7 +39,9 @@ def no_nan(given: object, gradients: bool, optimizer: torch.optim.Optimizer | No
         raise BadInput(f"no_nan: {error}") from None
     rest += of_optimizer(optimizer) if optimizer is not None else []
     found = scan(named)
-    enforce([_judged(found, scan(rest), _overflows(named, found) if gradients else [])])
+    asked = {GRADIENT: gradients, STATE: optimizer is not None, LOSS: losses is not None}
+    wanted = [kind for kind, is_asked in asked.items() if is_asked]
+    enforce([_judged(found, scan(rest), _overflows(named, found) if gradients else [], wanted)])
 
 
 def same_on_all_ranks(model: nn.Module) -> None:
@@ -47,21 +49,19 @@ def same_on_all_ranks(model: nn.Module) -> None:
     if not hasattr(model, "named_modules"):
         raise BadInput(f"same_on_all_ranks: {model!r:.200} is no module")
     try:
-        exchange = Exchange(f"call {next(_calls)}")
+        result = judge_same("", Exchange(f"call {next(_calls)}"), [summary(model)], _how())
     except Inconclusive as error:
         result = same.inconclusive("", str(error))
-    else:
-        result = judge_same("", exchange, [summary(model)], _how())
     enforce([result])
 
 
-def _judged(found: Scan, rest: Scan, overflows: Iterable[str]) -> CheckResult:
+def _judged(found: Scan, rest: Scan, overflows: Iterable[str], wanted: list[str]) -> CheckResult:
     looks = [Look("what was given", "", found=found)]
-    return judge_no_nan(None, looks, rest, list(overflows), how=_how(), rank=world.current())
+    return judge_no_nan(None, looks, rest, list(overflows), how=_how(), rank=world.current(), wanted=wanted)
 
 
 def _overflows(named: Iterable[Named], found: Scan) -> list[str]:
-    gradients = [one for one in named if one.kind == "gradient"]
+    gradients = [one for one in named if one.kind == GRADIENT]
     names = {one.name for one in gradients}
     if found.bad:
         return []

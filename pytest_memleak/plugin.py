@@ -85,6 +85,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             item.stash[OWN_MARKS] = ours
         try:
             ranks, plan = promises.read_ranks(item), promises.read_plan(item, read)
+            promises.check_ranks(plan, ranks)
         except BadInput as error:
             item.stash[BAD_MARK] = error
             asked = True

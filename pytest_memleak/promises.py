@@ -25,6 +25,19 @@ def read_ranks(item: pytest.Item) -> Ranks | None:
     return found if isinstance(found, Ranks) else None
 
 
+def check_ranks(plan: Plan | None, ranks: Ranks | None) -> None:
+    """A promise of a rank that there is not would be judged by nobody."""
+    for budget in (plan.peak, plan.host_peak) if plan is not None else ():
+        if budget is None or budget.rank is None:
+            continue
+        if ranks is None:
+            raise BadInput(f"{budget.source}: rank={budget.rank!r} is of a test on several ranks: add ranks(2)")
+        if isinstance(budget.rank, int) and budget.rank >= ranks.size:
+            raise BadInput(
+                f"{budget.source}: rank={budget.rank}, and {ranks.source} has ranks 0 to {ranks.size - 1} only"
+            )
+
+
 def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     """What is to be watched during `item`; None when nothing is."""
     defaults = {} if _read(item, memleak_off) else _defaults(settings)

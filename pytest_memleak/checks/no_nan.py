@@ -21,6 +21,11 @@ NO_MODEL = (
 ON_THE_CPU = "run the test where values are real: on a card, or on the CPU (--gpu-backend=cpu)"
 _ADVICE = "look at who was to write these values and did not, or at the first step that makes them"
 _MOST = 5
+_MISSING = {
+    GRADIENT: "gradients=True, and no gradient was there: neither in a step of an optimizer nor at the end",
+    STATE: "an optimizer was given, and it has no state yet: look after its first step",
+    LOSS: "losses were given, and there is none among them",
+}
 _AT_LEAST = 0.1
 """Percent; a smaller share is told by counts."""
 
@@ -35,8 +40,10 @@ def judge_no_nan(
     rank: World | None = None,
     blind: str = NO_MODEL,
     doubts: Sequence[str] = (),
+    wanted: Sequence[str] = (),
 ) -> CheckResult:
-    """`training`: what was found in gradients, optimizers and losses. `blind`: what to say without any look."""
+    """`training`: what was found in gradients, optimizers and losses. `blind`: what to say without any look. `wanted`:
+    kinds of tensors that somebody asked to look at, and that should be there."""
     scans = [*(look.found for look in looks if look.found is not None), *([training] if training else [])]
     # What happens in a step is the reason of what is left after it.
     bad = [("", one) for one in (training.bad if training else ())]
@@ -57,7 +64,9 @@ def judge_no_nan(
             details=(*lines[:_MOST], *more, *_places(blamed), *_unmaterialized(scans), *asked),
             advice=_ADVICE,
         )
-    if why := _blindness(promise, looks, scans, blind, doubts):
+    if promise is not None and promise.gradients:
+        wanted = [*wanted, GRADIENT]
+    if why := _blindness(promise, looks, scans, blind, doubts, wanted):
         unknown = any(scan.unknown for scan in scans)
         return CheckResult(
             CHECK,
@@ -114,7 +123,12 @@ def _part(count: int, of: int, word: str) -> str:
 
 
 def _blindness(
-    promise: NoNan | None, looks: Sequence[Look[Scan]], scans: Sequence[Scan], blind: str, doubts: Sequence[str]
+    promise: NoNan | None,
+    looks: Sequence[Look[Scan]],
+    scans: Sequence[Scan],
+    blind: str,
+    doubts: Sequence[str],
+    wanted: Sequence[str],
 ) -> str:
     if not looks and promise is not None:
         return blind
@@ -128,8 +142,8 @@ def _blindness(
             return f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}"
     if doubts:
         return "; ".join(doubts)
-    if promise is not None and promise.gradients and not any(scan.looked[GRADIENT] for scan in scans):
-        return "gradients=True, and no gradient was there: neither in a step of an optimizer nor at the end"
+    if missing := next((kind for kind in wanted if not any(scan.looked[kind] for scan in scans)), None):
+        return _MISSING[missing]
     if not any(scan.looked.total() for scan in scans):
         unmaterialized = sum(len(scan.unmaterialized) for scan in scans)
         return f"all {unmaterialized} tensors are unmaterialized (on meta)" if unmaterialized else "there is no tensor"

@@ -32,14 +32,12 @@ def judge_peak(
     if budget and budget.rank is not None and world is None:
         return [_without_ranks(check, budget.rank)]
     try:
-        limit = evaluate(budget, term_of) if budget else None
+        limit = evaluate(budget, term_of) if budget and not _is_anothers(budget.rank, world) else None
         concerned = _concerned(readings, kind, budget.device if budget else None)
         counted = budget is None or budget.warmup
     except (Inconclusive, BadInput) as error:
         return [inconclusive(check, str(error))]
     together = budget is not None and budget.rank in TOGETHER
-    if budget and _is_anothers(budget.rank, world):
-        limit = None
     results = [_judge_device(check, reading, kind, limit, doubts, counted) for reading in concerned]
     used = [result for result in results if result.measured or result.verdict != "pass"] or results[:1]
     if budget and limit is None:
@@ -60,11 +58,9 @@ def judge_host_peak(
     if budget.rank is not None and world is None:
         return _without_ranks("max_host_peak", budget.rank)
     try:
-        limit: Limit | None = evaluate(budget, term_of)
+        limit = None if _is_anothers(budget.rank, world) else evaluate(budget, term_of)
     except (Inconclusive, BadInput) as error:
         return inconclusive("max_host_peak", str(error))
-    if _is_anothers(budget.rank, world):
-        limit = None
     grown = reading.peak[kind] - reading.base_at_peak[kind]
     verdict, why = _verdict(grown, grown, limit, [*doubts, *filter(None, [reading.blind])], reading.swayed)
     if budget.rank in TOGETHER and verdict != "inconclusive":

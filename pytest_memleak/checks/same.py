@@ -33,7 +33,15 @@ def judge_same(source: str, exchange: Exchange, mine: Sequence[Summary], how: st
 
 def _judged(source: str, told: Told, mine: Sequence[Summary], how: str) -> CheckResult:
     sharded = sum(one.sharded for one in mine)
-    left_out = (f"{plural(sharded, 'sharded parameter is', 'sharded parameters are')} not compared",) if sharded else ()
+    left_out: tuple[str, ...] = ()
+    if sharded:
+        left_out += (f"{plural(sharded, 'sharded parameter is', 'sharded parameters are')} not compared",)
+    nowhere = [name for one in mine for name, said in one.tensors.items() if not said.bits]
+    if nowhere:
+        left_out += (
+            f"{plural(len(nowhere), 'tensor has', 'tensors have')} no values here (on meta), and are not compared with "
+            f"others that have none: {', '.join(nowhere[:3])}{', …' if nowhere[3:] else ''}",
+        )
     asked = (f"promised by {source}",) if source else ()
     where = f"on rank {told.rank} of {told.size}"
     if told.found:

@@ -26,6 +26,7 @@ Like = Callable[..., torch.Tensor]
 _ASKED = ("is_fsdp_enabled", "is_local_dist_rank_0", "is_deepspeed_zero3_enabled", "PreTrainedModel")
 _STEPS = ("_move_missing_keys_from_meta_to_device", "_move_missing_keys_from_meta_to_cpu")
 """The step that gives places: its name since 5.0, and before."""
+_META = {"": "meta"}
 _READING = {
     "LoadStateDictConfig": {"hf_quantizer", "device_map", "device_mesh", "weights_only"},
     "load_state_dict": {"map_location", "weights_only"},
@@ -47,8 +48,10 @@ def waits(modeling: Any) -> bool:
     return bool(fsdp) and not modeling.is_deepspeed_zero3_enabled()
 
 
-def placing(modeling: Any, place: Place, *, spare: bool = True) -> Iterator[Patch]:
-    """`place` instead of upstream's step. `spare`: what will be received is not initialized before that."""
+def placing(modeling: Any, place: Place, *, spare: bool = True, unless_mapped: bool = False) -> Iterator[Patch]:
+    """`place` instead of upstream's step. `spare`: what will be received is not initialized before that.
+    `unless_mapped`: not of models that the caller wants on devices of its choice, which nobody sends.
+    """
     base = modeling.PreTrainedModel
     step = next((name for name in _STEPS if hasattr(base, name)), None)
     if step is None:
@@ -63,7 +66,8 @@ def placing(modeling: Any, place: Place, *, spare: bool = True) -> Iterator[Patc
         def move(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             sharded = given.get("device_mesh") is not None  # by tensor parallelism, which reads its own part
-            if given["hf_quantizer"] is not None or sharded or not waits(modeling):
+            mapped = unless_mapped and given.get("device_map") not in (None, _META)
+            if given["hf_quantizer"] is not None or sharded or mapped or not waits(modeling):
                 return found(*args, **kwargs)
             place(given["self"])
             placed.add(given["self"])
@@ -106,11 +110,12 @@ def reading_nothing(modeling: Any) -> Iterator[Patch]:
         def _load_pretrained_model(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             config = bound.arguments["load_config"]
-            if config.hf_quantizer is None and config.device_mesh is None and waits(modeling):
+            plain = config.hf_quantizer is None and config.device_mesh is None and config.device_map is None
+            if plain and waits(modeling):
                 files, given = bound.arguments["checkpoint_files"], bound.arguments["state_dict"]
                 if given is not None or files is not None:
                     bound.arguments["state_dict"] = _shapes(modeling, given, files or [], config)
-                bound.arguments["load_config"] = dataclasses.replace(config, device_map={"": "meta"})
+                bound.arguments["load_config"] = dataclasses.replace(config, device_map=_META)
             return found(*bound.args, **bound.kwargs)
 
         return _load_pretrained_model

@@ -24,6 +24,10 @@ def receiving() -> Iterator[Patch]:
     """Refused where prepare leaves on meta what it gets there (1.6), or goes another way (1.7)."""
     if SpecifierSet("<1.8", prereleases=True).contains(import_module("accelerate").__version__):
         raise Unrecognised("prepare of accelerate before 1.8 does not take models from meta as later ones do")
+    from torch.distributed.tensor import distribute_tensor
+
+    if "src_data_rank" not in inspect.signature(distribute_tensor).parameters:
+        raise Unrecognised("torch before 2.7 cannot shard a tensor without sending it (distribute_tensor)")
     utils = import_module("accelerate.utils.fsdp_utils")
     accelerator = import_module("accelerate.accelerator").Accelerator
     parameters = ["accelerator", "model", "full_sd"]
@@ -36,8 +40,10 @@ def _sent(found: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(found)
 
-    def is_sent(value: Any) -> bool:
-        if isinstance(value, DTensor):  # not where tensor parallelism has a part in it: upstream's own way, then
+    def is_sent(value: Any, whole: Any) -> bool:
+        if isinstance(whole, DTensor):  # it was one before FSDP: tensor parallelism has a part in it
+            return False
+        if isinstance(value, DTensor):
             return {type(placement) for placement in value.placements} <= {Shard, Replicate}
         return isinstance(value, torch.Tensor)
 
@@ -49,7 +55,7 @@ def _sent(found: Callable[..., Any]) -> Callable[..., Any]:
         state = model.state_dict()
         # What is no tensor is each rank's own, and was never on meta.
         settled = {name: value for name, value in state.items() if not isinstance(value, torch.Tensor)}
-        sent = {name: value for name, value in state.items() if is_sent(value)}
+        sent = {name: value for name, value in state.items() if is_sent(value, full_sd.get(name))}
         settled |= _of_rank_0(accelerator, full_sd, sent, offloads=bool(given.get("cpu_offload")))
         if len(settled) == len(state):
             model.load_state_dict(settled, assign=True)

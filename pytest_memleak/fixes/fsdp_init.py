@@ -39,7 +39,7 @@ def _on_meta() -> Iterator[Patch]:
 
         modeling = recognised()
         yield from reading_nothing(modeling)
-        yield from placing(modeling, on_meta)
+        yield from placing(modeling, on_meta, unless_mapped=True)
     if _is_there("accelerate"):
         from pytest_memleak.fixes._fsdp_prepare import receiving
 
@@ -78,7 +78,7 @@ FIX = Fix(
         "https://github.com/huggingface/accelerate/issues/3898",
     ),
     # No release leaves the parameters on meta.
-    affected={"transformers": ">=4.51", "accelerate": ">=1.6,<1.16"},
+    affected={"transformers": ">=4.50", "accelerate": ">=1.6,<1.16"},
     patches=_on_meta,
     bugs={name: _flavour(name) for name in _BY_ITSELF},
 )

@@ -15,8 +15,8 @@ from pytest_memleak.checks.peak import evaluate
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.events.places import Place
 from pytest_memleak.events.recording import NEVER, Recording
-from pytest_memleak.hooks.insides import named_holders
 from pytest_memleak.hooks.rerun import KNOWN_PEAKS
+from pytest_memleak.insides import named_holders
 from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of, unseen_of
 from pytest_memleak.ledger.moment import Moment, look, see
 from pytest_memleak.meters import shared

@@ -16,7 +16,18 @@ _NO_CARD = re.compile(
 
 
 def hint_for(error: BaseException, plan: Plan | None) -> str | None:
-    return _of_warm_up(error, plan) or _of_a_card_that_is_gone(error)
+    return _of_poison(error, plan) or _of_warm_up(error, plan) or _of_a_card_that_is_gone(error)
+
+
+def _of_poison(error: BaseException, plan: Plan | None) -> str | None:
+    """torch fills what it allocates, and refuses types that it has no fill for (float4, sub-byte integers)."""
+    poisoned = plan is not None and plan.no_nan is not None and plan.no_nan.poison
+    if not poisoned or "fill_empty_deterministic_" not in str(error):
+        return None
+    return (
+        "no_nan fills uninitialized memory with NaN, and torch cannot fill this type.\n"
+        "  what to do: leave it as it comes, @pytest.mark.no_nan(poison=False)"
+    )
 
 
 def _of_warm_up(error: BaseException, plan: Plan | None) -> str | None:

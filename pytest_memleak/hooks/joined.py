@@ -30,6 +30,7 @@ class JoinedTests:
         self._settings = settings
         self._world = world
         self._done = 0
+        self._store: Any = None
 
     def take(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> None:
         item.stash[_ASKED] = ranks, plan
@@ -42,9 +43,10 @@ class JoinedTests:
         ranks, plan = asked
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         with group.ending_after(ranks.timeout or self._settings.ranks_timeout):
-            reports = {report.when: report for report in runtestprotocol(item, nextitem=nextitem, log=False)}
+            made = runtestprotocol(item, nextitem=nextitem, log=False)
+        reports = {report.when: report for report in made if type(report) is pytest.TestReport}
         if ranks.size == self._world.size:
-            self._together(item, ranks, plan, reports)
+            self._together(item, ranks, plan, reports, [one for one in made if type(one) is not pytest.TestReport])
         for report in reports.values():
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -65,23 +67,32 @@ class JoinedTests:
     def pytest_sessionfinish(self) -> None:
         group.end()
 
-    def _together(self, item: pytest.Item, ranks: Ranks, plan: Plan | None, reports: dict[Any, Any]) -> None:
+    def _together(
+        self, item: pytest.Item, ranks: Ranks, plan: Plan | None, reports: dict[Any, Any], subreports: list[Any]
+    ) -> None:
         """Rank 0 waits for the others, as long as a rank may take; the others do not wait for anybody."""
         self._done += 1
-        mine = {when: item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
-                for when, report in reports.items()}  # fmt: skip
-        store = group.store()
-        if store is None:
-            return
+
+        def to_be_sent(report: Any) -> Any:
+            return item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+
+        mine: dict[str, Any] = {
+            "reports": {when: to_be_sent(report) for when, report in reports.items()},
+            "subreports": [to_be_sent(report) for report in subreports],
+        }
+        if self._store is None:
+            self._store = group.store_of_launcher(self._world)
+        store = self._store
         key = f"pytest-memleak/{self._done}/{{}}/{item.nodeid}"
         if self._world.rank:
             store.set(key.format(self._world.rank), json.dumps(mine, default=str))
             return
-        told = [Told(0, reports=mine, ended=True)]
+        told = [Told(0, **mine, ended=True)]
         timeout = ranks.timeout or self._settings.ranks_timeout
         for rank in range(1, self._world.size):
             text = group.wait_for(store, key.format(rank), timeout)
-            told.append(Told(rank, reports=json.loads(text) if text else {}, ended=text is not None, began="call"))
+            theirs: dict[str, Any] = json.loads(text) if text else {}
+            told.append(Told(rank, **theirs, ended=text is not None))
         phases = outcome(
             item,
             plan,

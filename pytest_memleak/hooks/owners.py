@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_memleak.checks.leak import Owners
 from pytest_memleak.events import garbage
 from pytest_memleak.events.storages import tensors_among
-from pytest_memleak.hooks.insides import named_holders
+from pytest_memleak.insides import named_holders
 from pytest_memleak.meters.reading import Reading
 
 if TYPE_CHECKING:

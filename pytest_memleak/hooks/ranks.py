@@ -7,6 +7,7 @@ reports are written from theirs. So whatever another plugin does with a test's r
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 import warnings
@@ -23,10 +24,11 @@ from pytest_memleak.hooks.attributes import UNJUDGED
 from pytest_memleak.hooks.joined import JoinedTests
 from pytest_memleak.hooks.measuring import Refused, insist, unjudged
 from pytest_memleak.plan import Plan, Ranks
+from pytest_memleak.ranks.inside import own_id
 from pytest_memleak.ranks.world import joined
 from pytest_memleak.records.attributes import RANK, RECORD
 from pytest_memleak.records.record import TestRecord
-from pytest_memleak.report.junit import replace_properties
+from pytest_memleak.report.junit import PREFIX, replace_properties
 from pytest_memleak.settings import ALWAYS, RERUN, SIMULATED, Settings
 from pytest_memleak.support import require_torch
 
@@ -113,6 +115,7 @@ class RankedTests:
         phases = outcome(item, plan, job.size, found, lambda one: told.why(one, job, found, told.oom_kills() - kills))
         record = TestRecord.from_json(phases["teardown"].attributes[RECORD])
         replace_properties(item.user_properties, record)
+        _take_properties(item, found)
         return phases
 
     @contextlib.contextmanager
@@ -135,19 +138,23 @@ class RankedTests:
                         '(--gpu-backend=cpu, ranks(backend="gloo"))'
                     )
                 gpus = held.enter_context(cards.reserved(ranks.size, here, _PATIENCE))
+            # Each rank would begin the run's own measurement of coverage anew.
+            more: tuple[str, ...] = ("--no-cov",) if config.pluginmanager.hasplugin("_cov") else ()
             if kind == SIMULATED:
-                args += (f"--gpu-backend={played_cards(self._settings, ranks.size // ranks.nodes)}",)
+                more += (f"--gpu-backend={played_cards(self._settings, ranks.size // ranks.nodes)}",)
             yield Job(
                 folder=str(_folder(config)),
-                nodeid=item.nodeid,
+                nodeid=own_id(item),
                 path=str(item.path),
                 args=args,
+                more_args=more,
+                parent=os.getpid(),
                 where=str(config.invocation_params.dir),
                 sys_path=tuple(sys.path),
                 size=ranks.size,
                 nodes=ranks.nodes,
                 backend=backend_of(ranks, kind),
-                timeout=ranks.timeout or self._settings.ranks_timeout,
+                timeout=_timeout(item, ranks, self._settings),
                 cards=gpus,
                 options=self._options(),
             )
@@ -155,6 +162,25 @@ class RankedTests:
     def _options(self) -> Mapping[str, str]:
         # One rank that runs once more to be explained would wait for the others.
         return {"memleak_explain": ALWAYS} if self._settings.explain == RERUN else {}
+
+
+def _timeout(item: pytest.Item, ranks: Ranks, settings: Settings) -> float:
+    """Before pytest-timeout strikes here, where nothing is known of the ranks."""
+    ours = ranks.timeout or settings.ranks_timeout
+    mark = item.get_closest_marker("timeout")
+    given: Any = (mark.args[0] if mark.args else mark.kwargs.get("timeout")) if mark is not None else None
+    if given is None:
+        given = getattr(item.config.option, "timeout", None)
+    if given is None:
+        try:
+            given = item.config.getini("timeout")
+        except (KeyError, ValueError):
+            return ours  # there is no such plugin
+    try:
+        theirs = float(given or 0)
+    except (TypeError, ValueError):
+        return ours
+    return min(ours, max(theirs - 1, theirs / 2)) if theirs > 0 else ours
 
 
 def _folder(config: pytest.Config) -> Path:
@@ -170,6 +196,18 @@ def _end_as(item: pytest.Item, when: str) -> None:
     if phase.outcome == "skipped":
         pytest.skip(phase.reason)
     raise RanksFailed(str(phase.longrepr), pytrace=False)
+
+
+def _take_properties(item: pytest.Item, told: Any) -> None:
+    """What the test has recorded for JUnit: rank 0's, and what others have of another value."""
+    known = {str(name): value for name, value in item.user_properties}
+    for one in told:
+        for name, value in one.reports.get("teardown", {}).get("user_properties", ()):
+            if str(name).startswith(PREFIX) or known.get(name) == value:
+                continue
+            shown = name if name not in known else f"{name} of rank {one.rank}"
+            known[shown] = value
+            item.user_properties.append((shown, value))
 
 
 def _tell_warnings(item: pytest.Item, told: Any) -> None:

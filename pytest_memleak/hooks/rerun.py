@@ -12,7 +12,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from pytest_memleak.budget.sizes import format_size
-from pytest_memleak.hooks.insides import let_go_of_failures
+from pytest_memleak.insides import let_go_of_failures
 from pytest_memleak.records.attributes import RECORD
 from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.terminal import failure_text

@@ -11,10 +11,11 @@ from unittest import SkipTest
 
 import pytest
 
+from pytest_memleak import insides
 from pytest_memleak.blocks import enforce
 from pytest_memleak.cards.card import Card
 from pytest_memleak.errors import Inconclusive, Judged
-from pytest_memleak.hooks import insides, judging
+from pytest_memleak.hooks import judging
 from pytest_memleak.hooks.explaining import Explaining, recordings_for
 from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.progress import LiveLine, TestProgress

@@ -37,6 +37,11 @@ TWICE = (
     "the pages that its other budget counts"
 )
 
+LIFTED = (
+    "the test has switched the filling of uninitialized memory off itself (torch.use_deterministic_algorithms, "
+    "torch.utils.deterministic): leave it on, or say no_nan(poison=False)"
+)
+
 
 def runs_apart(plan: Plan, backend: str) -> bool:
     """Whether poison would be in the numbers of another promise: it commits pages, and allocates nothing."""
@@ -59,6 +64,8 @@ class Values:
         self._summaries = Looks(summary, at_loads=False)
         self._scanned: list[Look[Scan]] = []
         self._summed: list[Look[Summary]] = []
+        self._lifted = False
+        """The program has switched the poison off."""
         self._is_over = False
         """An earlier run was the one to be judged for NaN, or was bad already."""
         self._told = False
@@ -104,6 +111,7 @@ class Values:
 
     def run_ended(self) -> None:
         """A body has returned; its fixtures are still there."""
+        self._lifted |= self._poison is not None and self._poison.is_lifted
         if self._no_nan is not None and not self._is_over:
             self._scanned = self._look(self._scans, self._no_nan.model)
         if self._same is not None:
@@ -140,7 +148,7 @@ class Values:
                     how=how,
                     rank=world.current(),
                     blind=f"{NO_MODEL}{self._test.names.offer}",
-                    doubts=doubts,
+                    doubts=[*doubts, *([LIFTED] if self._lifted else [])],
                 )
             )
         if self._same is not None:
@@ -161,17 +169,17 @@ class Values:
         assert self._same is not None
         source = self._same.source
         self._told = True
-        try:
-            exchange = Exchange(self._exchange_name())
-        except Inconclusive as error:
-            return same.inconclusive(source, str(error))
         looks = self._summed
         why = next((f"{look.title}: {look.failed}" for look in looks if look.failed), "")
-        if why or doubts or not looks:
-            why = why or "; ".join(doubts) or same.NO_MODEL
-            exchange.failed(why)
-            return same.inconclusive(source, why)
-        return judge_same(source, exchange, [look.found for look in looks if look.found is not None], how)
+        try:
+            exchange = Exchange(self._exchange_name())
+            if why or doubts or not looks:
+                why = why or "; ".join(doubts) or same.NO_MODEL
+                exchange.failed(why)
+                return same.inconclusive(source, why)
+            return judge_same(source, exchange, [look.found for look in looks if look.found is not None], how)
+        except Inconclusive as error:
+            return same.inconclusive(source, why or str(error))
 
     def _exchange_name(self) -> str:
         return f"{self._test.item.nodeid}/{self._test.attempt}"

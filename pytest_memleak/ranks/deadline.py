@@ -22,37 +22,52 @@ class Deadline:
     def __init__(self, job: Job) -> None:
         self.hung: dict[int, str] = {}
         """The ranks whose time was up, with what the system says of them."""
+        self.lingering: set[int] = set()
+        """Those that had said all, and whose processes did not end."""
         self._job = job
-        self._timer = threading.Timer(job.timeout, self._time_is_up)
-        self._timer.daemon = True
+        self._all_gone = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Deadline:
-        self._timer.start()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._timer.cancel()
-        self._timer.join()
+        self._all_gone.set()
+        self._thread.join()
 
-    def _time_is_up(self) -> None:
-        processes = {rank: pid for rank in range(self._job.size) if (pid := self._process(rank)) is not None}
-        for rank, pid in processes.items():
+    def _watch(self) -> None:
+        if self._all_gone.wait(self._job.timeout):
+            return
+        self._ask()
+        while True:  # one may come up only now
+            for pid in self._processes().values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+            if self._all_gone.wait(1.0):
+                return
+
+    def _ask(self) -> None:
+        for rank, pid in self._processes().items():
+            if self._job.over(rank).exists():
+                self.lingering.add(rank)
+                continue
             with contextlib.suppress(ProcessLookupError):
                 self.hung[rank] = "its process is stopped (SIGSTOP)" if _is_stopped(pid) else ""
                 os.kill(pid, ASKED)
         time.sleep(_TO_ANSWER)
-        for pid in processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
 
-    def _process(self, rank: int) -> int | None:
-        """None if it has not come up, or has nothing more to say."""
-        path = self._job.process(rank)
-        if self._job.over(rank).exists() or not path.exists():
-            return None
-        return int(path.read_text() or 0) or None
+    def _processes(self) -> dict[int, int]:
+        """Of the ranks that have come up, and are not known to be gone."""
+        found = {}
+        for rank in range(self._job.size):
+            path = self._job.process(rank)
+            text = path.read_text() if path.exists() else ""
+            if text and Path(f"/proc/{text}").exists() | (not Path("/proc").exists()):
+                found[rank] = int(text)
+        return found
 
 
 def _is_stopped(pid: int) -> bool:

@@ -73,15 +73,12 @@ def end() -> None:
         torch.distributed.destroy_process_group()
 
 
-def store() -> Any:
-    """Where the ranks of the default group can leave word for each other; None without a group, or without others."""
-    import torch.distributed
+def store_of_launcher(world: World) -> Any:
+    """Where the processes of a torchrun can leave word for each other, whatever becomes of their process groups."""
+    from torch.distributed.rendezvous import rendezvous
 
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "fake":
-        return None
-    from pytest_memleak.values.inside import default_store
-
-    return default_store()
+    store, _, _ = next(iter(rendezvous("env://", world.rank, world.size)))
+    return store
 
 
 def wait_for(store: Any, key: str, seconds: float) -> str | None:

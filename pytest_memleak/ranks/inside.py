@@ -11,11 +11,13 @@ from typing import Any, TextIO
 import pytest
 from _pytest.config import _prepareconfig
 
+from pytest_memleak.insides import recorded_failure
 from pytest_memleak.ranks.group import ProcessGroup
 from pytest_memleak.ranks.job import Job
 from pytest_memleak.records.attributes import RANK
 
-BEGIN, RAISED, REPORT, COLLECTED, WARNING, END = "begin", "raised", "report", "collected", "warning", "end"
+BEGIN, RAISED, REPORT, SUBREPORT = "begin", "raised", "report", "subreport"
+COLLECTED, INTERNAL, WARNING, END = "collected", "internal", "warning", "end"
 """The kinds of lines that a rank writes."""
 
 # What is the whole run's: files for people, which tests, how many at once, when to stop.
@@ -23,7 +25,7 @@ _NOT_HERE: dict[str, Any] = {
     "numprocesses": None, "maxprocesses": None, "dist": "no", "distload": False, "looponfail": False, "tx": [],
     "forked": False, "usepdb": False, "xmlpath": None, "htmlpath": None, "report_log": None, "maxfail": 0,
     "lf": False, "failedfirst": False, "newfirst": False, "stepwise": False, "keyword": "", "markexpr": "",
-    "deselect": None, "reruns": 0, "memleak_progress": "never",
+    "deselect": None, "reruns": 0, "cacheclear": False, "log_file": os.devnull, "memleak_progress": "never",
 }  # fmt: skip
 _NO_PLUGINS = ("terminalreporter", "lfplugin", "nfplugin", "stepwiseplugin")
 
@@ -33,7 +35,7 @@ def run(job: Job, rank: int) -> tuple[bool, int]:
     with open(job.told(rank), "w", encoding="utf-8", buffering=1) as lines:
         telling = Telling(job, lines)
         # What is printed goes to the rank's own files, and is there also when it is killed.
-        config = _prepareconfig([*job.args, "--capture=no", "-o", "faulthandler_timeout=0"], None)
+        config = _prepareconfig([*job.args, *job.more_args, "--capture=no", "-o", "faulthandler_timeout=0"], None)
         try:
             _only_here(config, job, rank)
             config.pluginmanager.register(telling, RANK)
@@ -53,6 +55,11 @@ def _only_here(config: pytest.Config, job: Job, rank: int) -> None:
     config.args = [job.path]
     for name in _NO_PLUGINS:
         config.pluginmanager.set_blocked(name)
+
+
+def own_id(item: pytest.Item) -> str:
+    """Its node id, whatever another plugin has added to that."""
+    return f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
 
 
 class Telling:
@@ -76,7 +83,7 @@ class Telling:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if item.nodeid == self._job.nodeid][:1]
+        items[:] = [item for item in items if own_id(item) == self._job.nodeid][:1]
         self.tell(COLLECTED, found=len(items), failed="")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -86,7 +93,7 @@ class Telling:
 
     def pytest_internalerror(self, excrepr: object) -> None:
         self.stopped_early = True
-        self.tell(COLLECTED, found=0, failed=str(excrepr))
+        self.tell(INTERNAL, text=str(excrepr))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
@@ -94,8 +101,11 @@ class Telling:
 
     # The innermost of all wrappers: a verdict on a body that came to its end keeps nobody waiting.
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
-        return (yield from self._phase("call"))
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        result = yield from self._phase("call")
+        if (recorded := recorded_failure(item)) is not None:  # a unittest.TestCase raises nothing
+            self._stopped_by(recorded)
+        return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
@@ -105,7 +115,8 @@ class Telling:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         assert self._config is not None
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        self.tell(REPORT, data=data)
+        # A subtest's is one of the call as well.
+        self.tell(REPORT if type(report) is pytest.TestReport else SUBREPORT, data=data)
 
     def pytest_warning_recorded(self, warning_message: Any, when: str) -> None:
         if when == "config":
@@ -128,10 +139,13 @@ class Telling:
         try:
             return (yield)
         except BaseException as error:
-            self.stopped_early = True
-            # Its report takes a moment to be made, and the rank may be stopped before.
-            self.tell(RAISED, text=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+            self._stopped_by(error)
             raise
+
+    def _stopped_by(self, error: BaseException) -> None:
+        self.stopped_early = True
+        # Its report takes a moment to be made, and the rank may be stopped before.
+        self.tell(RAISED, text=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
 
 
 def _size(stream: TextIO) -> int:

@@ -38,6 +38,10 @@ class Job:
     """Seconds from the start of the processes."""
     cards: tuple[str, ...] = ()
     """The GPUs that are theirs, as CUDA_VISIBLE_DEVICES names them; empty: it is as it was."""
+    more_args: tuple[str, ...] = ()
+    """Of the command line, what is only for ranks."""
+    parent: int = 0
+    """The process that starts them."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Of the command line, what is otherwise for a rank."""
 
@@ -47,7 +51,7 @@ class Job:
     @classmethod
     def load(cls, folder: str) -> Job:
         data: dict[str, Any] = json.loads(Path(folder, _FILE).read_text(encoding="utf-8"))
-        return cls(**data | {name: tuple(data[name]) for name in ("args", "sys_path", "cards")})
+        return cls(**data | {name: tuple(data[name]) for name in ("args", "more_args", "sys_path", "cards")})
 
     def world(self, rank: int) -> World:
         """Of one rank, as the machines are played."""

@@ -38,6 +38,8 @@ class Ended:
     out: dict[int, bytes]
     """What they printed."""
     err: dict[int, bytes]
+    lingering: frozenset[int] = frozenset()
+    """Those that had said all, and whose processes had to be ended."""
 
 
 def launch(job: Job, shown: bool) -> Ended:
@@ -80,7 +82,8 @@ def launch(job: Job, shown: bool) -> Ended:
     if stopped_by is not None:
         # It was meant for pytest. The agent has stopped the ranks, and now pytest has it, whatever it does about it.
         os.kill(os.getpid(), stopped_by)
-    return Ended(failures, deadline.hung, _printed(logs, "stdout.log"), _printed(logs, "stderr.log"))
+    out, err = _printed(logs, "stdout.log"), _printed(logs, "stderr.log")
+    return Ended(failures, deadline.hung, out, err, frozenset(deadline.lingering))
 
 
 def _known_of(config: Any, **wanted: object) -> dict[str, Any]:

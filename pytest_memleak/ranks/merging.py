@@ -26,6 +26,8 @@ class Phase:
 
     outcome: str = "passed"
     longrepr: Any = None
+    parts: list[Part] = field(default_factory=list)
+    """What the failure is made of."""
     duration: float = 0.0
     sections: list[tuple[str, str]] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -53,12 +55,20 @@ class Ranks:
     told: Sequence[Told]
     reports: Sequence[Mapping[str, Report]]
     """By rank, and then by phase."""
+    subreports: Sequence[Sequence[Report]]
+    """By rank: of parts of the body (subtests)."""
     why: Callable[[Told], str]
     """What became of one that did not come to its end."""
 
 
 def merged(ranks: Ranks, reckoned: Reckoned) -> dict[str, Phase]:
     phases = {when: _phase(ranks, when, reckoned) for when in PHASES}
+    setup, call = phases["setup"], phases["call"]
+    if setup.outcome != "passed" and call.outcome == "failed":
+        # No body is told of after such a set-up: what failed in that of another rank is not to be lost.
+        setup.outcome, setup.parts = "failed", [*setup.parts, *call.parts]
+        setup.longrepr = longrepr.of(setup.parts, ranks.size)
+        setup.attributes.pop("wasxfail", None)
     _attach_printed(ranks, phases)
     phases["teardown"].attributes[RECORD] = reckoned.record.as_json()
     return phases
@@ -70,21 +80,18 @@ def _phase(ranks: Ranks, when: str, reckoned: Reckoned) -> Phase:
     phase.sections = [
         (f"{name} of rank {rank}", text) for rank, report in reports.items() for name, text in report.sections
     ]
-    failed = {rank: report for rank, report in reports.items() if report.failed}
+    of_all = _of_all(reckoned, {"call": "fail", "teardown": "inconclusive"}.get(when, ""), ranks)
+    own = _parts(ranks, when, reports)
     expected = [report for report in reports.values() if report.skipped and hasattr(report, "wasxfail")]
-    if expected and all(str(report.longrepr).startswith(_STRICT) for report in failed.values()):
-        failed = {}  # the test failed as it was to, on some of its ranks
-    # What others did comes first; where a rank was when it was stopped may help to see why.
-    parts = [*_deaths(ranks, when, True), *_failures(ranks, failed), *_deaths(ranks, when, False)]
-    if when == "call":
-        parts += _of_all(reckoned, "fail", ranks)
-    if when == "teardown":
-        parts += _of_all(reckoned, "inconclusive", ranks)
-    if parts:
-        phase.outcome, phase.longrepr = "failed", longrepr.of(parts, ranks.size)
-    elif expected:
+    if of_all and not expected and reports and all(map(_was_to_fail, reports.values())):
+        expected, own = list(reports.values()), []  # and it does, on all ranks together
+    phase.parts = own if expected else [*own, *of_all]
+    if expected and not phase.parts:
         phase.outcome, phase.longrepr = "skipped", expected[0].longrepr
-        phase.attributes["wasxfail"] = expected[0].wasxfail
+        reason = str(expected[0].longrepr).removeprefix(_STRICT).strip()
+        phase.attributes["wasxfail"] = getattr(expected[0], "wasxfail", reason)
+    elif phase.parts:
+        phase.outcome, phase.longrepr = "failed", longrepr.of(phase.parts, ranks.size)
     elif skipped := {rank: report for rank, report in reports.items() if report.skipped}:
         _skip(phase, skipped, reports, ranks)
     elif passed := [report for report in reports.values() if hasattr(report, "wasxfail")]:
@@ -93,6 +100,33 @@ def _phase(ranks: Ranks, when: str, reckoned: Reckoned) -> Phase:
     if when == "call" and withheld and phase.outcome == "passed":
         phase.attributes[WITHHELD] = True
     return phase
+
+
+def _parts(ranks: Ranks, when: str, reports: Mapping[int, Report]) -> list[Part]:
+    """Who failed in this phase. Where a rank was when it was stopped comes last: it may help to see why."""
+    to_blame, stopped = _deaths(ranks, when, True), _deaths(ranks, when, False)
+    failed = {rank: report for rank, report in reports.items() if report.failed}
+    expected = [report.stop for report in reports.values() if report.skipped and hasattr(report, "wasxfail")]
+    if expected and not to_blame:
+        # The test fails on one rank as it was to: what the others ran into from then on may well be its doing.
+        failed = {rank: report for rank, report in failed.items() if report.stop < min(expected)}
+        failed = {rank: report for rank, report in failed.items() if not _was_to_fail(report)}
+        stopped = stopped if failed else []
+    elif any(_was_to_fail(report) for report in failed.values()) and not to_blame and not stopped:
+        others = {rank: report for rank, report in failed.items() if not _was_to_fail(report)}
+        failed = others or failed
+    subtests = [
+        Part((rank,), repr=report.longrepr, note=f", {getattr(report, 'nodeid', 'a subtest')}")
+        for rank, found in enumerate(ranks.subreports)
+        for report in found
+        if report.failed and when == "call"
+    ]
+    return [*to_blame, *subtests, *_failures(ranks, failed), *stopped]
+
+
+def _was_to_fail(report: Report) -> bool:
+    """It was expected to fail, and passed on its rank."""
+    return str(report.longrepr).startswith(_STRICT) or (report.passed and hasattr(report, "wasxfail"))
 
 
 def _skip(phase: Phase, skipped: Mapping[int, Report], reports: Mapping[int, Report], ranks: Ranks) -> None:

@@ -37,4 +37,5 @@ def outcome(
     deaths = {one.rank: why(one) for one in told if one.died_in is not None}
     budgets = {"max_peak": plan.peak, "max_host_peak": plan.host_peak} if plan else {}
     reckoned = reckon(empty, records, size, budgets, deaths, bool(plan and plan.report))
-    return merging.merged(merging.Ranks(size, told, reports, why), reckoned)
+    subreports = [[revived(data) for data in one.subreports] for one in told]
+    return merging.merged(merging.Ranks(size, told, reports, subreports, why), reckoned)

@@ -22,8 +22,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(folder: str) -> int:
-    _die_with_whoever_started_this()
     job = Job.load(folder)
+    _die_with(job.parent)
     rank = int(os.environ["RANK"])
     job.process(rank).write_text(str(os.getpid()))
     _set_environment(job, rank)
@@ -39,9 +39,9 @@ def main(folder: str) -> int:
     return 0 if status == 1 else status  # a test that failed is a result, and no failure of its process
 
 
-def _die_with_whoever_started_this() -> None:
+def _die_with(parent: int) -> None:
+    """Ranks go with the process that has started them, whatever becomes of that."""
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)  # it died in the meantime

@@ -86,12 +86,24 @@ def _together(
     """One verdict on the highest of all ranks' peaks, or on their sum."""
     place = f"{ranks} ranks together" if summed else f"the highest of {ranks} ranks"
     peaks = [result for result in results if result.check == check]
-    missing = [rank for rank in range(ranks) if rank in deaths or not any(one.rank == rank for one in peaks)]
+    missing = [rank for rank in range(ranks) if not any(one.rank == rank for one in peaks)]
+    if deaths or any(one.verdict == "not judged" and one.measured is None for one in peaks):
+        message = f"{check} not judged of {place}: the test did not run to its end on each of them"
+        return (CheckResult(check, "not judged", message, enforced=False),)
     unsure = [one for one in peaks if one.verdict == "inconclusive" or one.measured is None or one.limit is None]
-    if missing or unsure:
-        why = f"rank {missing[0]} has no peak" if missing else f"of rank {unsure[0].rank} it is not known"
+    limits = {one.limit.bytes: one.rank for one in peaks if one.limit is not None}
+    if missing or unsure or len(limits) > 1:
+        why = (
+            f"rank {missing[0]} has no peak"
+            if missing
+            else "its ranks have different limits: "
+            + ", ".join(f"{format_size(bytes_)} on rank {rank}" for bytes_, rank in limits.items())
+        )
+        if unsure:
+            why = f"of rank {unsure[0].rank} it is not known"
         message = f"{check} INCONCLUSIVE of {place}: {why}"
-        return (CheckResult(check, "inconclusive", message, enforced=not report),)
+        advice = "name the model whose sizes are meant (model=), or write a size" if len(limits) > 1 else ""
+        return (CheckResult(check, "inconclusive", message, advice=advice, enforced=not report),)
     first = peaks[0]
     assert first.limit is not None
     levels = [one.measured or 0 for one in peaks]

@@ -26,6 +26,8 @@ class Told:
     rank: int
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By phase, as pytest makes them to be sent."""
+    subreports: list[dict[str, Any]] = field(default_factory=list)
+    """Of the parts of its body (subtests)."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
     began: str = ""
     """The last phase that it began; empty if it did not get to the test."""
@@ -41,6 +43,10 @@ class Told:
     """Where its process failed of itself; negative: a signal."""
     hung: bool = False
     """Its time was up."""
+    lingered: bool = False
+    """It had said all, and its process did not end."""
+    internal: str = ""
+    """An error of pytest's own."""
     state: str = ""
     """What the system said of it then."""
     before: tuple[int, ...] = (0, 0)
@@ -59,7 +65,9 @@ class Told:
     def died_in(self) -> str | None:
         """The phase that it has no more to say of."""
         if self.ended:
-            return "teardown" if self.crashed_after else None
+            return "teardown" if self.crashed_after or self.lingered else None
+        if self.began and self.began not in self.reports:
+            return self.began  # reports may be held back until the teardown
         for when in PHASES:
             not_run = when == "call" and self.reports.get("setup", {}).get("outcome") in ("failed", "skipped")
             if when not in self.reports and not not_run:
@@ -82,16 +90,21 @@ def _read(job: Job, rank: int, ended: Ended) -> Told:
         elif kind == inside.RAISED:
             told.raised = line["text"]
         elif kind == inside.REPORT:
-            told.reports.setdefault(line["data"]["when"], line["data"])
+            told.reports[line["data"]["when"]] = line["data"]
         elif kind == inside.WARNING:
             told.warnings.append(line)
+        elif kind == inside.SUBREPORT:
+            told.subreports.append(line["data"])
+        elif kind == inside.INTERNAL:
+            told.internal = told.internal or line["text"]
         elif kind == inside.COLLECTED:
             told.failed_before = told.failed_before or line["failed"]
             told.found = bool(line["found"])
         elif kind == inside.END:
             # pytest may end well without having found the test, and not so well after it.
-            told.ended = "teardown" in told.reports and not told.failed_before
+            told.ended = "teardown" in told.reports and not told.internal
     told.hung, told.state = rank in ended.hung and not told.ended, ended.hung.get(rank, "")
+    told.lingered = rank in ended.lingering
     told.doing = stacks.doing(_text(job.stacks(rank)))
     return told
 
@@ -123,9 +136,14 @@ def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
             f"--memleak-ranks-timeout){_disagreement(told, others)}"
         )
     code = told.exit_code
-    if told.failed_before and told.began:
-        return f"{name} failed {at}\n{told.failed_before}"
-    if told.failed_before:
+    if told.lingered:
+        return (
+            f"{name} did not end when the test was over: a thread, a child or an exit handler of the program goes on\n"
+            f"  its process was ended after {job.timeout:g} s (ranks(timeout=…), --memleak-ranks-timeout)"
+        )
+    if told.internal:
+        return f"{name} failed {at}\n{told.internal}"
+    if told.failed_before and not told.found:
         return f"{name} did not get to the test: it could not be collected\n{told.failed_before}"
     if not told.found:
         return (
@@ -155,8 +173,8 @@ def is_to_blame(told: Told, others: Sequence[Told]) -> bool:
     if told.hung:
         return not stacks.collective(told.doing)
     if told.ended:
-        return told.crashed_after
-    if told.failed_before or not told.found:
+        return told.crashed_after or told.lingered
+    if told.internal or not told.found:
         return True
     if told.exit_code is None:
         return False

@@ -49,9 +49,10 @@ def _fields(result: CheckResult) -> list[tuple[str, str]]:
     ]
 
 
-def _badness(result: CheckResult) -> tuple[int, float]:
+def _badness(result: CheckResult) -> tuple[bool, int, float]:
     """The worst verdict first; of equal ones the result nearest to its limit, or beyond it."""
     used = float(result.measured or 0)
     if result.limit is not None:
         used = used / result.limit.bytes if result.limit.bytes else used * float("inf") if used > 0 else 0.0
-    return _ORDER.index(result.verdict), -used
+    # A rank's part of what all together promised says nothing by itself.
+    return (result.rank is not None and not result.enforced), _ORDER.index(result.verdict), -used

@@ -66,7 +66,8 @@ def provenance(found: list[Row]) -> list[str]:
 
 
 def _row(record: TestRecord) -> Row:
-    verdicts = [result.verdict for result in record.results]
+    parts = [one for one in record.results if one.rank is not None and one.verdict == "not judged"]
+    verdicts = [result.verdict for result in record.results if result not in parts or record.verdict == "not judged"]
     sign = next((_SIGNS[verdict] for verdict in _SIGNS if verdict in verdicts), "")
     return Row(record.nodeid, sign, *(_highest(record, check) for check in ("max_peak", "max_host_peak", "max_leak")))
 

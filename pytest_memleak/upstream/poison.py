@@ -44,6 +44,13 @@ class Poison:
             torch.use_deterministic_algorithms(True, warn_only=True)
         filling.fill_uninitialized_memory = True
 
+    @property
+    def is_lifted(self) -> bool:
+        """The program has switched it off for itself, and not on again."""
+        filling: Any = torch.utils.deterministic
+        fills = torch.are_deterministic_algorithms_enabled() and filling.fill_uninitialized_memory
+        return self._on and not fills
+
     def off(self) -> None:
         self._on = False
         self._undo.close()

@@ -26,7 +26,7 @@ class Listener(Protocol):
 
 
 class Training:
-    """While entered, a listener is told. `torch.autograd.backward` without a tensor's own method is not seen."""
+    """While entered, a listener is told. A tensor's own `backward` calls torch.autograd's by its name."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -35,7 +35,7 @@ class Training:
 
     def begin(self) -> None:
         with contextlib.ExitStack() as undo:
-            undo.enter_context(Patch(torch.Tensor, "backward", self._backward))
+            undo.enter_context(Patch(torch.autograd, "backward", self._backward, parameters=["tensors"]))
             undo.enter_context(Patch(torch.optim.Optimizer, "__del__", self._end, own=True))
             undo.callback(register_optimizer_step_pre_hook(self._step).remove)
             self._undo = undo.pop_all()
@@ -57,10 +57,12 @@ class Training:
 
     def _backward(self, found: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(found)
-        def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            self._listener.backward(loss)
-            return found(loss, *args, **kwargs)
+            for loss in (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors):
+                if isinstance(loss, torch.Tensor):
+                    self._listener.backward(loss)
+            return found(tensors, *args, **kwargs)
 
         return backward
 

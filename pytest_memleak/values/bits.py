@@ -60,6 +60,7 @@ class _Mixer:
         words.add_(self._places[:count])
         for shift, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
             torch.bitwise_right_shift(words, shift, out=shifted)
+            shifted.bitwise_and_((1 << (64 - shift)) - 1)  # signed words, without their sign
             words.bitwise_xor_(shifted)
             if factor != 1:
                 words.mul_(factor)

@@ -19,10 +19,17 @@ def differences(theirs: Sequence[Summary], mine: Sequence[Summary], rank: int) -
         for name in dict.fromkeys((*left.tensors, *right.tensors)):
             if name in left.unknown or name in right.unknown:
                 continue
+            if _are_nowhere(left.tensors.get(name), right.tensors.get(name)):
+                continue
             compared += 1
             if difference := _difference(left.tensors.get(name), right.tensors.get(name), rank):
                 found.append(f"{prefix}{name} {difference}")
     return found, compared
+
+
+def _are_nowhere(theirs: Said | None, mine: Said | None) -> bool:
+    """On meta on both ranks, and alike: there is no value to be another one."""
+    return theirs is not None and theirs == mine and not theirs.bits
 
 
 def _difference(theirs: Said | None, mine: Said | None, rank: int) -> str:

@@ -47,6 +47,11 @@ class Exchange:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         if self.size < 2:
             raise Inconclusive("there is one rank only: give the test several, @pytest.mark.ranks(2)")
+        if distributed.get_backend() == "fake":
+            raise Inconclusive(
+                "this rank is played on a simulated card, and its peers are not there: run the test on CPUs "
+                "(--gpu-backend=cpu) or on real cards"
+            )
         self._store = store
         self._name = f"pytest-memleak/{name}"
         self._patience = PATIENCE if patience is None else patience
@@ -81,7 +86,10 @@ class Exchange:
         told.silent += answer["silent"]
 
     def _say(self, rank: int, what: Any) -> None:
-        self._store.set(f"{self._name}/{rank}", zlib.compress(json.dumps(what).encode()))
+        try:
+            self._store.set(f"{self._name}/{rank}", zlib.compress(json.dumps(what).encode()))
+        except RuntimeError as error:  # it is gone with the rank that had it
+            raise Inconclusive(f"rank {rank} could not tell the others: {str(error).splitlines()[0]}") from None
 
     def _hear(self, rank: int, what: str) -> Any:
         """What that rank says, or in words why nothing is to be heard."""

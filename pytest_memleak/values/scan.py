@@ -176,7 +176,7 @@ class _Look:
         extremes = self._extremes.get(key)
         if extremes is None:
             if values.device.type != "cpu":  # what another stream still writes is not there yet
-                torch.get_device_module(values.device.type).synchronize(values.device)
+                torch.accelerator.synchronize(values.device)
             extremes = self._extremes[key] = _Extremes(*key)
         for piece in readable:
             if extremes.full:

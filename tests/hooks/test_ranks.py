@@ -140,12 +140,34 @@ def test_skipped_by_all():
 
 def test_skipped_by_one():
     if RANK == 1: pytest.skip("on one")
+
+@pytest.mark.xfail(raises=AssertionError)
+def test_others_wait():
+    assert RANK == 0
+    dist.barrier()
+
+@pytest.mark.xfail(strict=True)
+@pytest.mark.max_peak("1KiB", rank="sum")
+def test_all_together():
+    torch.ones(1024)
+
+@pytest.fixture
+def one_xfails():
+    if RANK == 0: pytest.xfail("known")
+
+def test_not_hidden_by_another_rank(one_xfails):
+    raise ValueError("a bug of its own")
+
+@pytest.mark.max_peak("1KiB", rank="sum")
+def test_skipped_whole():
+    pytest.skip("with a promise of all")
 """,
         "-rs",
     )
-    result.assert_outcomes(failed=2, xfailed=1, skipped=1)
+    result.assert_outcomes(failed=2, xfailed=3, skipped=2, errors=1)
     result.stdout.fnmatch_lines(
         [
+            "*ValueError: a bug of its own",
             "*XPASS(strict)*",
             "the ranks disagree: rank 1 of 2 skipped the test (on one), rank 0 of 2 did not",
             "SKIPPED*on all of them",
@@ -225,6 +247,35 @@ def test_no_model(): ...
     assert properties["memleak.max_peak.rank"] in ("0", "1")
 
 
+def test_what_a_rank_says_of_parts_of_its_body(run_on_cpu: Run, pytester: pytest.Pytester) -> None:
+    result = run_on_cpu(
+        START
+        + """
+import unittest
+
+class TestCase(unittest.TestCase):
+    def test_fails_on_one(self):
+        self.assertEqual(RANK, 0)
+
+def test_recorded(record_property):
+    record_property("loss", 3.5)
+    record_property("rank", RANK)
+
+if hasattr(pytest, "Subtests"):
+    def test_subtests(subtests):
+        with subtests.test("a"): pass
+        with subtests.test("b"): assert RANK == 0
+else:
+    def test_subtests(): assert RANK == 0
+""",
+        "--junitxml=out.xml",
+    )
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["rank 1 of 2:", "*AssertionError: 1 != 0", "rank 1 of 2*:"])
+    properties = [(one.get("name"), one.get("value")) for one in ElementTree.parse(Path("out.xml")).iter("property")]
+    assert {("loss", "3.5"), ("rank", "0"), ("rank of rank 1", "1")} <= set(properties)
+
+
 def test_other_plugins_and_workers(pytester: pytest.Pytester) -> None:
     """A rerun starts new ranks, all of them; workers' ranks have stores of their own."""
     pytest.importorskip("xdist")
@@ -274,11 +325,16 @@ def test_sum():
 
 @pytest.mark.ranks(4)
 def test_of_another_size(): ...
+
+@pytest.mark.max_peak("1KiB", rank="sum")
+def test_group_is_gone():
+    torch.ones(1024)
+    dist.destroy_process_group()
 """
     )
     command = [
         "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--rdzv-id=outer", "--redirects=3",
-        "--log-dir=logs", "-m", "pytest", "-p", "no:cacheprovider", "--gpu-backend=cpu", "-rs",
+        "--log-dir=logs", "-m", "pytest", "-p", "no:cacheprovider", "--gpu-backend=cpu", "-rfs",
         "--memleak-json=out.json",
     ]  # fmt: skip
     environment = os.environ | {"OUTER": "outer", "COLUMNS": "160"}
@@ -290,7 +346,7 @@ def test_of_another_size(): ...
     assert "FAILED test_it.py::test_one - rank 1 of 2" in first
     assert "peak 12 MiB > limit 11 MiB (allocated on 2 ranks together" in first
     assert "wants 4 ranks, and torchrun has started 2" in first
-    assert "2 failed, 1 passed, 1 skipped" in first
+    assert "3 failed, 1 passed, 1 skipped" in first
     document = json.loads((pytester.path / "out.json").read_text())
     summed = next(test for test in document["tests"] if test["nodeid"].endswith("test_sum"))
     assert (summed["ranks"], summed["verdict"]) == (2, "fail")
@@ -305,6 +361,8 @@ def test_of_another_size(): ...
         ("ranks(3, nnodes=2)", "*3 ranks are not to be shared alike by nnodes=2*"),
         ("ranks(2, backend=True)", "*backend=True is not a backend*"),
         ("ranks(2, timeout=0)", "*timeout=0 is not a number of seconds*"),
+        ("ranks(2)\n@pytest.mark.max_peak('1G', rank=2)", "*rank=2, and *ranks has ranks 0 to 1 only*"),
+        ("max_host_peak('1G', rank='sum')", "*rank='sum' is of a test on several ranks: add ranks(2)*"),
     ],
 )
 def test_bad_markers_start_nothing(run_on_cpu: Run, mark: str, said: str) -> None:

@@ -102,17 +102,43 @@ def test_one_that_raises_does_not_keep_the_others(run_on_cpu: Run) -> None:
 def test_raises():
     if RANK == 1: raise ValueError("mine")
     time.sleep(600)
+
+@pytest.mark.max_leak  # whose reports are held back until the teardown
+def test_raises_beside_a_leak():
+    if RANK == 1: raise ValueError("mine")
+    time.sleep(600)
+
+@pytest.mark.xfail
+def test_raises_as_expected():
+    if RANK == 1: raise ValueError("mine")
+    time.sleep(600)
 """
     )
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=2, xfailed=1)
     result.stdout.fnmatch_lines(
         [
             "rank 1 of 2:",
             "E*ValueError: mine",
             "rank 0 of 2 was stopped in its body when rank 1 had failed: at test_it.py:*",
+            "rank 0 of 2 was stopped in its body when rank 1 had failed: at test_it.py:*",
             "FAILED test_it.py::test_raises - rank 1 of 2: ValueError: mine",
         ]
     )
+
+
+def test_one_whose_process_does_not_end(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        START
+        + """
+import threading
+
+@pytest.mark.ranks(2, timeout=25)
+def test_thread():
+    if RANK == 1: threading.Thread(target=time.sleep, args=(600,)).start()
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["rank 1 of 2 did not end when the test was over: a thread, *"])
 
 
 def test_one_that_hangs_or_was_stopped(run_on_cpu: Run) -> None:
@@ -196,7 +222,7 @@ def test_not_ours():
 @pytest.mark.ranks(2, backend=False)
 def test_of_its_own():
     if RANK == 0:
-        dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=2)
+        dist.TCPStore("localhost", {port}, 2, is_master=True)
 """
         )
     result.assert_outcomes(passed=1, failed=1)

@@ -57,14 +57,29 @@ def test_report_mode_fails_nobody() -> None:
     assert reckoned.record.verdict is None
 
 
-@pytest.mark.parametrize(("levels", "deaths"), [((1, None), {}), ((1, 1), {1: "rank 1 of 2 was killed"})])
-def test_a_part_that_is_not_known_makes_the_whole_unknown(
-    levels: tuple[int | None, ...], deaths: dict[int, str]
-) -> None:
-    reckoned = together(*levels, deaths=deaths)
+def test_a_part_that_is_not_known_makes_the_whole_unknown() -> None:
+    unsure = replace(record(1).results[0], verdict="inconclusive")
+    records = {0: record(1), 1: replace(record(1), results=(unsure,))}
+    reckoned = reckon(EMPTY, records, 2, {"max_peak": PeakBudget(parse("1MiB"), "x", rank="sum")}, {})
     assert reckoned.of_all[0].verdict == "inconclusive"
     assert reckoned.undecided
     assert "rank 1" in reckoned.of_all[0].message
+
+
+@pytest.mark.parametrize(("levels", "deaths"), [((1, None), {}), ((1, 1), {1: "rank 1 of 2 was killed"})])
+def test_a_body_that_did_not_end_is_not_judged(levels: tuple[int | None, ...], deaths: dict[int, str]) -> None:
+    """Its own failure, or the skip, is what is told."""
+    reckoned = together(*levels, deaths=deaths)
+    assert (reckoned.of_all[0].verdict, reckoned.of_all[0].enforced) == ("not judged", False)
+    assert not reckoned.undecided
+
+
+def test_different_limits_are_no_limit_of_all() -> None:
+    other = replace(record(1).results[0], limit=Limit("fp16_size", 5, "test_it.py:2"))
+    records = {0: record(1), 1: replace(record(1), results=(other,))}
+    reckoned = reckon(EMPTY, records, 2, {"max_peak": PeakBudget(parse("1MiB"), "x", rank="sum")}, {})
+    assert reckoned.of_all[0].verdict == "inconclusive"
+    assert "5 B on rank 1" in reckoned.of_all[0].message
 
 
 def test_each_ranks_results_are_told_apart() -> None:

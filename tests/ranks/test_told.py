@@ -90,7 +90,7 @@ def test_pytest_may_end_well_and_have_found_nothing(job: Job) -> None:
 
 
 def test_an_error_of_pytests_own_after_the_test(job: Job) -> None:
-    broken = {"kind": inside.COLLECTED, "found": 0, "failed": "INTERNALERROR> in a hook"}
+    broken = {"kind": inside.INTERNAL, "text": "INTERNALERROR> in a hook"}
     told = of(job, WHOLE, [*TORN, broken, {"kind": inside.END, "status": 3}])
     assert told[1].died_in == "teardown"
     assert said(told, 1, job) == "rank 1 of 2 failed when the test was over\nINTERNALERROR> in a hook"
@@ -122,6 +122,20 @@ def test_time_was_up(job: Job) -> None:
         "rank 0 of 2 hung in its body: at /x/test_it.py:7\n  it did not end within 30 s"
     )
     assert said(told, 1, job).startswith("rank 1 of 2 hung in its body: its process is stopped (SIGSTOP)")
+
+
+def test_reports_may_be_held_back_until_the_teardown(job: Job) -> None:
+    told = of(job, WHOLE, [COLLECTED, begin("setup"), begin("call")], failures={1: -9})
+    assert told[1].died_in == "call"
+    assert "killed by SIGKILL in its body" in said(told, 1, job)
+
+
+def test_a_process_that_does_not_end_is_told(job: Job) -> None:
+    told = of(job, WHOLE, WHOLE, failures={1: -9})
+    assert told[1].died_in is None
+    told = read(job, Ended({1: -9}, {}, {}, {}, frozenset({1})))
+    assert told[1].died_in == "teardown"
+    assert said(told, 1, job).startswith("rank 1 of 2 did not end when the test was over")
 
 
 def test_half_a_line_is_no_line(job: Job) -> None:
