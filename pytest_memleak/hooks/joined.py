@@ -59,7 +59,8 @@ class JoinedTests:
             return
         ranks, plan = asked
         if ranks.size != self._world.size:
-            pytest.skip(f"wants {ranks.size} ranks, and torchrun has started {self._world.size}")
+            why = f"wants {ranks.size} ranks, and torchrun has started {self._world.size}"
+            raise pytest.skip.Exception(why, _use_item_location=True)
         backend = backend_of(ranks, kind_of_card(self._settings, plan))
         if backend is not None:
             group.begin(backend, self._world)
