@@ -21,12 +21,15 @@ modeling: Any = importlib.import_module("transformers.modeling_utils")
 fsdp_rank: Any = importlib.import_module("benchmarks.fsdp_rank")  # as loose as a script
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="before, ranks that wait never read")
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
-def test_a_device_map_is_for_ranks_that_read(waiting: None, tiny: Path, device_map: str) -> None:
+def test_a_device_map_is_the_callers_word(waiting: None, tiny: Path, device_map: str) -> None:
+    """Nobody sends such a model: a frozen teacher beside the one that is trained."""
+    as_it_is = transformers.AutoModelForCausalLM.from_pretrained(tiny, device_map=device_map)
     with FIX.fixed():
         model = transformers.AutoModelForCausalLM.from_pretrained(tiny, device_map=device_map)
-    assert all_on_meta(model)
-    assert fsdp_rank.census(model)["rotary is right"]
+    for (name, before), parameter in zip(as_it_is.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(before, parameter), name
 
 
 def test_a_checkpoint_in_shards(waiting: None, tmp_path: Path) -> None:
