@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import Any, TextIO
 
 import pytest
-from _pytest.config import _prepareconfig
+from _pytest.config import _prepareconfig, create_terminal_writer
 
 from pytest_memleak.insides import recorded_failure
 from pytest_memleak.ranks.group import ProcessGroup
@@ -27,7 +27,7 @@ _NOT_HERE: dict[str, Any] = {
     "lf": False, "failedfirst": False, "newfirst": False, "stepwise": False, "keyword": "", "markexpr": "",
     "deselect": None, "reruns": 0, "cacheclear": False, "log_file": os.devnull, "memleak_progress": "never",
 }  # fmt: skip
-_NO_PLUGINS = ("terminalreporter", "lfplugin", "nfplugin", "stepwiseplugin")
+_NO_PLUGINS = ("lfplugin", "nfplugin", "stepwiseplugin")
 
 
 def run(job: Job, rank: int) -> tuple[bool, int]:
@@ -78,6 +78,11 @@ class Telling:
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         self._config = config
+        # pytest before 8.4 compares values by it, and so it is there, and writes to nowhere.
+        reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+        if reporter is not None:
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+            reporter._tw = create_terminal_writer(config, nowhere)
         # Its marker is known by now. One rank that runs again alone would wait for the others for ever.
         config.pluginmanager.unregister(name="rerunfailures")
 
