@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import pytest_memleak.errors
 from tests.conftest import Records, Run
 
 BUILD = """
@@ -587,3 +588,50 @@ def test_no_nan():
 """
     )
     result.assert_outcomes(passed=1)
+
+
+def test_poison_that_the_test_switches_off_is_no_poison(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        BUILD
+        + """
+@pytest.mark.no_nan
+def test_lifted():
+    torch.use_deterministic_algorithms(False)
+    model = build(fixed=True)
+
+@pytest.mark.no_nan(poison=False)
+def test_without():
+    torch.use_deterministic_algorithms(False)
+    model = build(fixed=True)
+
+@pytest.mark.no_nan(gradients=True)
+def test_a_loss_of_its_own():
+    model = build(fixed=True)
+    torch.autograd.backward([model(torch.ones(1, 64)).sum() * float("nan")])
+    model.zero_grad()
+    model(torch.ones(1, 64)).sum().backward()
+
+@pytest.mark.no_nan
+def test_a_type_without_a_fill():
+    model = build(fixed=True)
+    raise NotImplementedError('"fill_empty_deterministic_" not implemented for \\'Float4_e2m1fn_x2\\'')
+"""
+    )
+    result.assert_outcomes(passed=1, failed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*no_nan INCONCLUSIVE: the test has switched the filling of uninitialized memory off itself*",
+            "*no_nan FAILED: the loss of backward 1*",
+            "*what to do: leave it as it comes, @pytest.mark.no_nan(poison=False)",
+        ]
+    )
+
+
+def test_functions_that_find_nothing_to_look_at_do_not_pass() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(pytest_memleak.errors.Inconclusive, match="no gradient was there"):
+        pytest_memleak.no_nan(model, gradients=True)
+    with pytest.raises(pytest_memleak.errors.Inconclusive, match="it has no state yet"):
+        pytest_memleak.no_nan(model, optimizer=torch.optim.AdamW(model.parameters()))
+    with pytest.raises(pytest_memleak.errors.Inconclusive, match="none among them"):
+        pytest_memleak.no_nan(model, losses=[])

@@ -50,3 +50,10 @@ def test_the_layout_is_none_of_it() -> None:
     assert bits_of(torch.ones(1).expand(1000)) == bits_of(torch.ones(1000))
     pairs = torch.randn(9, dtype=torch.complex64)
     assert bits_of(pairs.conj()) == bits_of(pairs.conj().resolve_conj()) != bits_of(pairs)
+
+
+def test_no_word_has_a_partner() -> None:
+    """With the sign shifted in, a word and its complement would be mixed alike from the first step on."""
+    words = torch.randint(-(2**62), 2**62, (64,))
+    assert len({bits_of(word) for word in (*words[:, None], *(~words)[:, None])}) == 128
+    assert bits_of(torch.tensor([12345])) != bits_of(torch.tensor([-4354685564936857700]))
