@@ -135,7 +135,7 @@ class RankedTests:
                     raise Unavailable(
                         f"{ranks.source}: {ranks.size} ranks want a GPU each, and there "
                         f"{'is' if len(here) == 1 else 'are'} {len(here)}: run it where there are more, or on CPUs "
-                        '(--gpu-backend=cpu, ranks(backend="gloo"))'
+                        "(--gpu-backend=cpu)"
                     )
                 gpus = held.enter_context(cards.reserved(ranks.size, here, _PATIENCE))
             # Each rank would begin the run's own measurement of coverage anew.
