@@ -49,7 +49,7 @@ def scaled_llama() -> Any:
     import torch
     from transformers import LlamaForCausalLM
 
-    class ScaledLlama(LlamaForCausalLM):  # type: ignore[misc]
+    class ScaledLlama(LlamaForCausalLM):  # type: ignore[misc]  # to mypy its base is anything
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.register_buffer("scale", torch.ones(config.vocab_size), persistent=True)

@@ -194,7 +194,7 @@ def _end_as(item: pytest.Item, when: str) -> None:
     if phase is None or phase.outcome == "passed":
         return
     if phase.outcome == "skipped":
-        pytest.skip(phase.reason)
+        pytest.skip(phase.reason)  # the ranks' own skip, as theirs
     raise RanksFailed(str(phase.longrepr), pytrace=False)
 
 

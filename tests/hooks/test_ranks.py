@@ -264,14 +264,14 @@ def test_recorded(record_property):
 if hasattr(pytest, "Subtests"):
     def test_subtests(subtests):
         with subtests.test("a"): pass
-        with subtests.test("b"): assert RANK == 0
+        with subtests.test("b"): assert RANK == 0, "in part b"
 else:
-    def test_subtests(): assert RANK == 0
+    def test_subtests(): assert RANK == 0, "in part b"
 """,
         "--junitxml=out.xml",
     )
     result.assert_outcomes(passed=1, failed=2)
-    result.stdout.fnmatch_lines(["rank 1 of 2:", "*AssertionError: 1 != 0", "rank 1 of 2*:"])
+    result.stdout.fnmatch_lines(["rank 1 of 2:", "*AssertionError: 1 != 0", "rank 1 of 2*:", "E*: in part b"])
     properties = [(one.get("name"), one.get("value")) for one in ElementTree.parse(Path("out.xml")).iter("property")]
     assert {("loss", "3.5"), ("rank", "0"), ("rank of rank 1", "1")} <= set(properties)
 
