@@ -1,0 +1,88 @@
+"""Expert tensors that were saved in 4 bits: taken as they are, and saved so again.
+
+bitsandbytes stores such a tensor under its own name, and beside it what undoes it: ``gate_up_proj.absmax`` and so on,
+as it does for layers. transformers knows that form of layers alone. It would tell of a tensor of the wrong shape.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, MutableSet
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from pytest_memleak.errors import BadInput
+from pytest_memleak.fixes._moe_packing import Packed
+
+_UNDOES = re.compile(r"(?P<name>.+)\.quant_state\.bitsandbytes__\w+")
+
+
+class Stored:
+    """What a checkpoint has of them."""
+
+    def __init__(self, state_dict: Mapping[str, Any]) -> None:
+        self.names: dict[str, dict[str, Any]] = {}
+        """By the name in the checkpoint: what undoes it."""
+        self._tensors = state_dict
+        self._read: set[str] = set()
+        for key in state_dict:
+            match = _UNDOES.fullmatch(key)
+            if match is None or len(_shape(state_dict[key])) != 3:
+                continue
+            name = match["name"]
+            self.names[name] = {
+                other.removeprefix(f"{name}."): one for other, one in state_dict.items() if other.startswith(f"{name}.")
+            }
+        beside = [one for group in self.names.values() for one in group.values()]
+        self._known = {id(one) for one in [*beside, *(state_dict[name] for name in self.names)]}
+
+    def has(self, tensor: Any) -> bool:
+        return id(tensor) in self._known
+
+    def read(self, mapping: Any, name: str) -> Packed | None:
+        """What the load collected for a tensor of the model, if it is one of those."""
+        stored = next((source for source in mapping.layer_targets[name] if source in self.names), None)
+        if stored is None:
+            return None
+        self._read.add(stored)
+        readers = [one for group in mapping.collected_tensors.values() for one in group]
+        device = readers[0].device
+        undoes = {key: one[...].to(device) for key, one in self.names[stored].items()}
+        state = import_module("bitsandbytes.functional").QuantState.from_dict(undoes, device=torch.device(device))
+        return Packed(self._tensors[stored][...].to(device), state)
+
+    def conclude(self, taken: Collection[str], unexpected: MutableSet[str]) -> None:
+        """After the load. What undoes a tensor is nothing that it lacked a place for."""
+        if left := sorted(set(self.names) - self._read):
+            raise BadInput(
+                f"the checkpoint has {len(left)} expert tensors in 4 bits that this model has no expert parameter for, "
+                f"such as {left[0]}: it was saved from another model, or by a release of transformers that has its "
+                "experts in another form"
+            )
+        prefixes = tuple(f"{name}." for name in taken)
+        for key in [key for key in unexpected if key.startswith(prefixes)]:
+            unexpected.discard(key)
+
+
+def _shape(undoes: Any) -> list[int]:
+    """Of the tensor that it undoes, as bitsandbytes wrote it down: JSON in bytes."""
+    text = bytes(undoes[...].tolist()).decode()
+    shape: list[int] = json.loads(text)["shape"]
+    return shape
+
+
+def keep_as_saved(model: Any, names: Collection[str]) -> None:
+    """Saving undoes what loading did to names and tensors. What is packed cannot be taken apart."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions:
+        model._weight_conversions = [one for one in conversions if not _takes_apart(one, names)]
+
+
+def _takes_apart(conversion: Any, names: Collection[str]) -> bool:
+    if not hasattr(conversion, "operations"):
+        return False
+    patterns = [re.split(r"\\\d", target) for target in conversion.target_patterns]
+    return any(all(part in name for part in parts) for parts in patterns for name in names)
