@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from pytest_memleak.budget.packed import eight_bit_bytes, four_bit_bytes
+from pytest_memleak.budget.packed import eight_bit_bytes, four_bit_bytes, parametrized_state
 from pytest_memleak.errors import Inconclusive
 
 # bitsandbytes is recognised by these names, so that looking at a model never imports it. Checked on 0.46 to 0.50.
@@ -109,6 +109,8 @@ def _weight(full: str, module: nn.Module, parameter: nn.Parameter, rows: int, fp
         raise Inconclusive(f"{full!r} of {type(module).__name__} is lazy and had no shape yet")
     kind = _bnb_kind(parameter)
     numel, dtype = parameter.numel(), parameter.dtype
+    if (state := parametrized_state(module)) is not None:
+        numel, dtype = int(torch.Size(state.shape).numel()), state.dtype
     if kind == "Params4bit":
         state = getattr(parameter, "quant_state", None)
         if state is not None and state.shape is not None:
@@ -208,6 +210,7 @@ def _held(model: nn.Module) -> Iterator[torch.Tensor]:
                 yield from _tensors_in(vars(tensor))
                 # After the first call, the 8-bit scales have moved from the parameter to the module.
                 yield from _tensors_in(vars(members["state"]) if "state" in members else {})
+        yield from _tensors_in({"": parametrized_state(module)})
 
 
 def _tensors_in(members: dict[str, Any]) -> Iterator[torch.Tensor]:

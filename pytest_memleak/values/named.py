@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pytest_memleak.budget.packed import parametrized_state
+
 PARAMETER = "parameter"
 BUFFER, FLEETING = "persistent buffer", "non-persistent buffer"
 BUFFERS = (BUFFER, FLEETING)
@@ -104,6 +106,8 @@ def _is_parameter(tensor: torch.Tensor, kind: str) -> bool:
 
 def _quantization(found: Named) -> Iterator[Named]:
     """Recognised by names, so that looking never imports bitsandbytes. Checked on 0.46 to 0.50."""
+    if (packed := parametrized_state(found.owner)) is not None:
+        yield from _tensors_in(found.name, {"quant_state": packed}, found.owner)
     kind = type(found.tensor)
     if kind.__name__ not in ("Params4bit", "Int8Params") or not kind.__module__.startswith("bitsandbytes"):
         return

@@ -249,3 +249,14 @@ def test_what_is_neither_here_nor_in_the_cache_is_not_downloaded(
 def test_every_name_has_a_meaning_or_a_reason() -> None:
     for name in NAMES:
         assert sizes_of(Net()).term(name).name == name
+
+
+def test_a_packed_parameter_counts_as_what_it_was_and_with_what_undoes_it() -> None:
+    parametrize = pytest.importorskip("bitsandbytes.nn.parametrize")
+    module = nn.Module()
+    module.experts = nn.Parameter(torch.randn(4, 16, 32, dtype=torch.bfloat16))
+    parametrize.replace_parameter_4bit(module, "experts", compress_statistics=False)
+    sizes = sizes_of(module)
+    assert size(sizes, "fp16_size") == 2 * 4 * 16 * 32
+    # Two in a byte, a maximum in fp32 for each 64, and the table.
+    assert size(sizes, "final_size") == 2048 // 2 + 2048 // 64 * 4 + 64
