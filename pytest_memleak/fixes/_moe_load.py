@@ -25,17 +25,19 @@ class Load:
         self.packed: dict[str, Packed] = {}
         self.stored = Stored({})
         quantizer: Any = getattr(config, "hf_quantizer", None)
-        if model is None or not _is_four_bit(quantizer):
+        self.concerned = model is not None and _is_four_bit(quantizer)
+        if model is None or not self.concerned:
             return
         if quantizer.pre_quantized:
             self.stored = Stored(state_dict)
             if self.stored.names:
                 self.experts = {one.name: one for one in expert_parameters(model)}
             return
+        self.settings = settings_of(quantizer.quantization_config, quantizer.modules_to_not_convert)
+        self.outcome.settings = self.settings
         if getattr(config, "device_mesh", None) is not None:
             self.outcome.leave(expert_parameters(model), "the load is sharded by tensor parallelism")
             return
-        self.settings = settings_of(quantizer.quantization_config, quantizer.modules_to_not_convert)
         self.experts = {one.name: one for one in to_quantize(model, self.settings, config.device_map, self.outcome)}
 
     def take(self, name: str, done: Packed) -> None:
@@ -43,12 +45,15 @@ class Load:
         # Upstream initializes what has no such mark.
         setattr(self.experts[name].parameter, "_is_hf_initialized", True)  # noqa: B010
 
-    def put(self) -> None:
-        for name, done in self.packed.items():
-            one = self.experts[name]
-            self.outcome.add(name, one.parameter.shape, done)
-            done.put(one.module, one.leaf)
+    def put(self, model: nn.Module) -> None:
+        """In place of the parameters; the outcome is complete then."""
+        for name, one in self.experts.items():  # in the order of the model
+            if (done := self.packed.get(name)) is not None:
+                self.outcome.add(name, one.parameter.shape, done)
+                done.put(one.module, one.leaf)
         self.packed.clear()
+        if self.outcome.settings is None:
+            self.outcome.leave(expert_parameters(model), "the checkpoint, which was quantized before, has them so")
 
 
 class Loads(threading.local):
@@ -62,7 +67,6 @@ def to_quantize(model: nn.Module, settings: Settings, device_map: Any, outcome: 
     """The experts that a load quantizes; the outcome gets to know which ones it does not, and why."""
     away = [one for one in expert_parameters(model) if _is_offloaded(one.name, device_map or {})]
     found = chosen(model, settings, [one.name for one in away])
-    outcome.settings = settings
     outcome.leave(away, "device_map puts them on the CPU or the disk")
     quantized = {one.name for one in [*found, *away]}
     skipped = [one for one in expert_parameters(model) if one.name not in quantized]

@@ -70,7 +70,8 @@ def _following(modeling: Any, loads: Loads, pending: WeakKeyDictionary[Any, Load
             getattr(info, "missing_keys", info).difference_update(load.packed)
             load.stored.conclude(load.packed, getattr(info, "unexpected_keys", result[1]))
             _moe_reload.keep_as_saved(model, load.packed)
-            pending[model] = load
+            if load.concerned:
+                pending[model] = load
             return result
 
         return convert_and_load_state_dict_in_model
@@ -90,7 +91,7 @@ def _reading(loads: Loads, found: Callable[..., Any]) -> Callable[..., Any]:
         load = loads.innermost
         if not load.experts or (load.stored.names and not load.stored.has(tensor)):
             return found(thread_pool, tensor, *args, **kwargs)
-        device = signature.bind(thread_pool, tensor, *args, **kwargs).arguments["device"]
+        device = signature.bind(thread_pool, tensor, *args, **kwargs).arguments.get("device")
         # Without the pool of threads that releases before 5.4 have for such loads, too: see four_bit_load.
         return _moe_sources.Reader(tensor, device, lambda one: found(None, one, *args, **kwargs))
 
@@ -151,7 +152,7 @@ def _putting(pending: WeakKeyDictionary[Any, Load], found: Callable[..., Any]) -
         result = found(self, *args, **kwargs)
         load = pending.pop(self, None)
         if load is not None:
-            load.put()
+            load.put(self)
             load.outcome.tell()
         return result
 

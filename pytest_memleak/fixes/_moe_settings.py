@@ -77,11 +77,12 @@ def chosen(model: nn.Module, settings: Settings, offloaded: Iterable[str] = ()) 
     Each is one that can be quantized by itself, or a `BadInput` says what to do instead.
     """
     should_convert = import_module("transformers.quantizers.quantizers_utils").should_convert_module
-    elsewhere = set(offloaded)
+    elsewhere, skipped = set(offloaded), list(settings.skipped)
     found = [
         one
         for one in expert_parameters(model)
-        if one.name not in elsewhere and should_convert(one.name, list(settings.skipped))
+        # A pattern may name the module, as it does a layer, or the parameter.
+        if one.name not in elsewhere and all(should_convert(name, skipped) for name in (one.path, one.name))
     ]
     _require_untied(model, found)
     for one in found:

@@ -1,0 +1,228 @@
+"""Loads in 4 bits under the fix: what becomes of the experts, and of loads that it has nothing to do with."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+parametrize = pytest.importorskip("bitsandbytes.nn.parametrize")
+core_model_loading = pytest.importorskip("transformers.core_model_loading")
+
+from transformers import BitsAndBytesConfig, LlamaConfig, modeling_utils  # noqa: E402
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer  # noqa: E402
+
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
+from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
+from tests.fixes.moe_models import CONFIGS, differences, four_bits, load, qwen3_moe, saved, states  # noqa: E402
+
+Log = pytest.LogCaptureFixture
+
+
+@pytest.fixture(autouse=True)
+def puts_back_what_it_found() -> Iterator[None]:
+    places = [
+        (modeling_utils, "convert_and_load_state_dict_in_model"),
+        (core_model_loading, "spawn_materialize"),
+        (core_model_loading.WeightConverter, "convert"),
+        (core_model_loading.WeightRenaming, "convert"),
+        (modeling_utils.PreTrainedModel, "_initialize_missing_keys"),
+        (Bnb4BitHfQuantizer, "param_element_size"),
+    ]
+    before = [getattr(owner, name) for owner, name in places]
+    yield
+    assert [getattr(owner, name) for owner, name in places] == before
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("qwen3_moe"), qwen3_moe())
+
+
+def by_bitsandbytes(model: Any, quant_type: str = "nf4", nested: bool = False) -> Any:
+    """Each expert tensor as a whole."""
+    for one in expert_parameters(model):
+        parametrize.replace_parameter_4bit(one.module, one.leaf, compress_statistics=nested, quant_type=quant_type)
+    return model
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_bit_by_bit_what_bitsandbytes_makes_of_whole_tensors(
+    tmp_path: Path, config: Callable[..., Any], nested: bool
+) -> None:
+    saved(tmp_path, config())
+    asked = four_bits(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested)
+    whole = by_bitsandbytes(load(tmp_path, asked), nested=nested)
+    with FIX.fixed():
+        model = load(tmp_path, asked)
+    assert len(states(model)) >= 4
+    assert differences(model, whole) == []
+    for (name, one), (same, other) in zip(model.named_modules(), whole.named_modules(), strict=True):
+        assert name == same
+        for kind in ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks"):
+            assert len(getattr(one, kind)) == len(getattr(other, kind)), name
+    for name in states(model):
+        path, _, leaf = name.rpartition(".")
+        assert torch.equal(getattr(model.get_submodule(path), leaf), getattr(whole.get_submodule(path), leaf)), name
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["in the load", "after it"])
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_it_does_what_the_config_says(folder: Path, quant_type: str, nested: bool, after: bool) -> None:
+    asked = four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested)
+    if after:
+        model = load(folder, asked)
+        quantize_experts(model)
+    else:
+        with FIX.fixed():
+            model = load(folder, asked)
+    assert {state.quant_type for state in states(model).values()} == {quant_type}
+    assert {state.nested for state in states(model).values()} == {nested}
+    assert differences(model, by_bitsandbytes(load(folder, asked), quant_type, nested)) == []
+
+
+@pytest.mark.parametrize("named", ["experts", "down_proj", "model.layers.1.mlp.experts", "model.layers.1"])
+@pytest.mark.parametrize("after", [False, True], ids=["in the load", "after it"])
+def test_what_is_not_to_be_converted_is_not(folder: Path, named: str, after: bool, caplog: Log) -> None:
+    asked = four_bits(llm_int8_skip_modules=[named, "lm_head"])
+    if after:
+        model = load(folder, asked)
+        quantize_experts(model)
+    else:
+        with FIX.fixed():
+            model = load(folder, asked)
+    left = {one.name for one in expert_parameters(model)}
+    of_all = {one.name for one in expert_parameters(load(folder))}
+    expected = {name for name in of_all if named in name}
+    assert left == expected
+    assert set(states(model)) == of_all - expected
+    assert f"{len(expected)} stay as they are, because llm_int8_skip_modules names them" in caplog.text
+    assert asked.llm_int8_skip_modules == [named, "lm_head"]
+
+
+def test_other_loads_are_left_alone(folder: Path, caplog: Log) -> None:
+    with FIX.fixed():
+        plain = load(folder)
+        eight = load(folder, BitsAndBytesConfig(load_in_8bit=True))
+    assert differences(plain, load(folder)) == []
+    assert states(plain) == states(eight) == {}
+    assert len(expert_parameters(eight)) == 4
+    assert "moe_experts" not in caplog.text
+
+
+def test_loads_with_other_settings_do_not_mix(folder: Path) -> None:
+    asked = [("nf4", True), ("fp4", False), ("fp4", True), ("nf4", False)]
+    together = threading.Barrier(len(asked), timeout=120)
+
+    def one(quant_type: str, nested: bool) -> Any:
+        together.wait()
+        return load(folder, four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
+
+    with FIX.fixed():
+        one_after_the_other = [
+            load(folder, four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
+            for quant_type, nested in asked
+        ]
+        with ThreadPoolExecutor(len(asked)) as threads:
+            at_once = list(threads.map(lambda settings: one(*settings), asked))
+    for models in (one_after_the_other, at_once):
+        found = [{(state.quant_type, state.nested) for state in states(model).values()} for model in models]
+        assert found == [{settings} for settings in asked]
+
+
+def test_after_the_fix_loads_are_as_they_were(folder: Path) -> None:
+    with FIX.fixed():
+        pass
+    assert states(load(folder, four_bits())) == {}
+
+
+def test_a_load_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_memleak.fixes import _moe_patches
+
+    def fails(*args: object) -> None:
+        raise OSError("no such expert")
+
+    with FIX.fixed():
+        with monkeypatch.context() as patch:
+            patch.setattr(_moe_patches, "packed", fails)
+            with pytest.raises(OSError, match="no such expert"):
+                load(folder, four_bits())
+        assert states(load(folder)) == {}
+        assert len(states(load(folder, four_bits()))) == 4
+
+
+def test_no_load_asks_for_the_experts_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream initializes what was not loaded. Asked for, a packed tensor would be there at its full size."""
+    asked = []
+    forward = parametrize.Bnb4bitParametrization.forward
+    monkeypatch.setattr(
+        parametrize.Bnb4bitParametrization,
+        "forward",
+        lambda self, quantized: asked.append(self) or forward(self, quantized),
+    )
+    with FIX.fixed():
+        model = load(folder, four_bits())
+    assert asked == []
+    assert model.model.layers[0].mlp.experts.down_proj.shape == (4, 64, 32)
+    assert len(asked) == 1
+
+
+def test_what_was_done_is_told(folder: Path, caplog: Log) -> None:
+    with FIX.fixed() as applied:
+        load(folder, four_bits(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))
+    assert "WeightConverter.convert" in str(applied)
+    (record,) = [one for one in caplog.records if one.name == "pytest_memleak.fixes.moe_experts"]
+    assert record.levelno == logging.WARNING
+    # 4 experts × (2 × 32 × 64 + 64 × 32) values in two layers, in 2 bytes each.
+    assert record.getMessage().startswith(
+        "moe_experts: Qwen3MoeForCausalLM: 4 expert tensors in 4 bits (nf4, blocks of 64, nested), 96 KiB → "
+    )
+    assert "stay" not in record.getMessage()
+
+
+def test_experts_compute_in_the_type_of_the_load(folder: Path, caplog: Log) -> None:
+    """As those of bitsandbytes do: their code multiplies by the hidden state as it comes."""
+    with FIX.fixed():
+        model = load(folder, four_bits(bnb_4bit_compute_dtype=torch.float32))
+    assert {state.dtype for state in states(model).values()} == {torch.bfloat16}
+    assert "they compute in bfloat16 and not in float32" in caplog.text
+    model(torch.arange(8)[None])
+
+
+def test_a_cast_on_the_way(folder: Path) -> None:
+    with FIX.fixed():
+        model = load(folder, four_bits(), torch_dtype=torch.float16)
+    assert {state.dtype for state in states(model).values()} == {torch.float16}
+    assert differences(model, by_bitsandbytes(load(folder, four_bits(), torch_dtype=torch.float16), "fp4")) == []
+
+
+def test_a_model_without_experts(tmp_path: Path, caplog: Log) -> None:
+    caplog.set_level(logging.INFO, "pytest_memleak.fixes.moe_experts")
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, vocab_size=128
+    )
+    saved(tmp_path, config)
+    with FIX.fixed():
+        model = load(tmp_path, four_bits())
+    assert "LlamaForCausalLM: it has no experts, and nothing was done" in caplog.text
+    caplog.clear()
+    outcome = quantize_experts(model)
+    assert (outcome.names, outcome.saved) == ([], 0)
+    assert "it has no experts, and nothing was done" in str(outcome)
+    assert all(one.levelno < logging.WARNING for one in caplog.records if "moe_experts" in one.name)
+
+
+def test_the_bug_is_upstreams_own(folder: Path) -> None:
+    with FIX.bug() as applied:
+        assert not applied.patched
+        assert states(load(folder, four_bits())) == {}
+        with FIX.fixed():
+            assert len(states(load(folder, four_bits()))) == 4

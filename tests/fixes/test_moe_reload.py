@@ -1,0 +1,122 @@
+"""Experts in 4 bits are saved as they are, and loaded so again under the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("bitsandbytes.nn.parametrize")
+pytest.importorskip("transformers.core_model_loading")
+
+from pytest_memleak.errors import BadInput  # noqa: E402
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
+from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
+from tests.fixes.moe_models import (  # noqa: E402
+    CONFIGS,
+    differences,
+    four_bits,
+    load,
+    qwen3_moe,
+    saved,
+    states,
+)
+
+Log = pytest.LogCaptureFixture
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_same_bytes(tmp_path: Path, config: Callable[..., Any], nested: bool, caplog: Log) -> None:
+    saved(tmp_path / "plain", config())
+    with FIX.fixed():
+        model = load(tmp_path / "plain", four_bits(bnb_4bit_use_double_quant=nested, bnb_4bit_quant_type="nf4"))
+        model.save_pretrained(tmp_path / "packed")
+        caplog.clear()
+        again, info = load(tmp_path / "packed", output_loading_info=True)
+    assert differences(model, again) == []
+    assert states(model).keys() == states(again).keys()
+    assert not any(info.values()), info
+    assert f"{len(states(model))} expert tensors in 4 bits, as they were stored" in caplog.text
+    for name, state in states(model).items():
+        other = states(again)[name]
+        assert (state.dtype, state.shape, state.blocksize) == (other.dtype, other.shape, other.blocksize)
+
+
+def test_what_was_quantized_after_the_load(tmp_path: Path) -> None:
+    saved(tmp_path / "plain", qwen3_moe())
+    model = load(tmp_path / "plain", four_bits())
+    quantize_experts(model)
+    model.save_pretrained(tmp_path / "packed")
+    with FIX.fixed():
+        again = load(tmp_path / "packed")
+    assert differences(model, again) == []
+
+
+def test_in_several_files(tmp_path: Path) -> None:
+    saved(tmp_path / "plain", qwen3_moe())
+    with FIX.fixed():
+        model = load(tmp_path / "plain", four_bits())
+        model.save_pretrained(tmp_path / "packed", max_shard_size="20KB")
+        assert len(list((tmp_path / "packed").glob("*.safetensors"))) > 2
+        assert differences(model, load(tmp_path / "packed")) == []
+
+
+def test_some_experts_stay_as_they_are(tmp_path: Path, caplog: Log) -> None:
+    saved(tmp_path / "plain", qwen3_moe())
+    with FIX.fixed():
+        model = load(tmp_path / "plain", four_bits(llm_int8_skip_modules=["down_proj", "lm_head"]))
+        model.save_pretrained(tmp_path / "packed")
+        caplog.clear()
+        again = load(tmp_path / "packed")
+    assert differences(model, again) == []
+    assert [one.leaf for one in expert_parameters(again)] == ["down_proj", "down_proj"]
+    assert "2 stay as they are, because the checkpoint, which was quantized before, has them so" in caplog.text
+
+
+def test_a_checkpoint_that_was_quantized_without_the_fix(tmp_path: Path, caplog: Log) -> None:
+    """Its experts are at full precision. They can be quantized after the load."""
+    saved(tmp_path / "plain", qwen3_moe())
+    plain = load(tmp_path / "plain", four_bits())
+    plain.save_pretrained(tmp_path / "bits")
+    with FIX.fixed():
+        model = load(tmp_path / "bits")
+    assert differences(model, plain) == []
+    assert "4 stay as they are, because the checkpoint, which was quantized before, has them so" in caplog.text
+    assert len(quantize_experts(model).names) == 4
+
+
+def test_without_the_fix_upstream_tells_of_another_shape(tmp_path: Path) -> None:
+    saved(tmp_path / "plain", qwen3_moe())
+    with FIX.fixed():
+        load(tmp_path / "plain", four_bits()).save_pretrained(tmp_path / "packed")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(tmp_path / "packed")
+
+
+def test_packed_experts_that_a_model_has_no_place_for(tmp_path: Path) -> None:
+    saved(tmp_path / "plain", qwen3_moe())
+    with FIX.fixed():
+        load(tmp_path / "plain", four_bits()).save_pretrained(tmp_path / "packed")
+        fewer = qwen3_moe(num_hidden_layers=1)
+        fewer.quantization_config = four_bits()
+        fewer.architectures = ["Qwen3MoeForCausalLM"]
+        fewer.save_pretrained(tmp_path / "packed")
+        with pytest.raises(BadInput, match=r"2 expert tensors in 4 bits that this model has no expert parameter for"):
+            load(tmp_path / "packed")
+
+
+def test_layers_of_a_dense_model_are_none_of_it(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, vocab_size=128
+    )
+    saved(tmp_path / "plain", config)
+    with FIX.fixed():
+        model = load(tmp_path / "plain", four_bits(bnb_4bit_use_double_quant=True))
+        model.save_pretrained(tmp_path / "bits")
+        assert differences(model, load(tmp_path / "bits")) == []
