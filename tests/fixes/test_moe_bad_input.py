@@ -61,7 +61,7 @@ def test_an_expert_that_is_not_a_number_of_blocks(tmp_path: Path, after: bool) -
     call = list(both_ways(tmp_path, four_bits()))[after]
     message = (
         r"gate_up_proj has 62 × 48 = 2976 values, which blocks of 64 do not divide.*Quantize another size, or name "
-        r"what has to stay as it is in llm_int8_skip_modules of the BitsAndBytesConfig, such as 'model.layers.0.mlp.experts"
+        r"what has to stay as it is in llm_int8_skip_modules of the BitsAndBytesConfig, such as 'model.layers.0.mlp"
     )
     with pytest.raises(BadInput, match=message):
         call()
@@ -93,7 +93,7 @@ def test_an_unknown_type_after_the_load(folder: Path) -> None:
     assert len(expert_parameters(model)) == 4
 
 
-class Tied(Qwen3MoeForCausalLM):
+class Tied(Qwen3MoeForCausalLM):  # type: ignore[misc]
     """The experts of its second layer are those of the first."""
 
     _tied_weights_keys = {  # noqa: RUF012 - transformers' own name for it

@@ -70,14 +70,20 @@ def known(name: str, *arguments: Any, **others: Any) -> Any:
     return None if found is None else lambda: found(*arguments, **others)
 
 
-STACK = lambda: loader.MergeModulelist(dim=0)  # noqa: E731
-BESIDE = lambda: loader.Concatenate(dim=1)  # noqa: E731
+def stacked() -> Any:
+    return loader.MergeModulelist(dim=0)
+
+
+def beside() -> Any:
+    return loader.Concatenate(dim=1)
+
+
 WAYS = {
-    "a matrix for each": ({"a": apart(ROWS)}, [STACK]),
-    "gate and up for each": ({"a": apart(ROWS), "b": apart(ROWS, 500.0)}, [STACK, BESIDE]),
-    "of different heights": ({"a": apart(ROWS), "b": apart(2, 500.0)}, [STACK, BESIDE]),
+    "a matrix for each": ({"a": apart(ROWS)}, [stacked]),
+    "gate and up for each": ({"a": apart(ROWS), "b": apart(ROWS, 500.0)}, [stacked, beside]),
+    "of different heights": ({"a": apart(ROWS), "b": apart(2, 500.0)}, [stacked, beside]),
     "one stack": ({"a": [stacks(EXPERTS, ROWS, COLUMNS)]}, []),
-    "two stacks": ({"a": [stacks(EXPERTS, ROWS, COLUMNS)], "b": [stacks(EXPERTS, 2, COLUMNS) + 500]}, [BESIDE]),
+    "two stacks": ({"a": [stacks(EXPERTS, ROWS, COLUMNS)], "b": [stacks(EXPERTS, 2, COLUMNS) + 500]}, [beside]),
     "a stack the other way round": (
         {"a": [stacks(EXPERTS, COLUMNS, ROWS)]},
         [known("Transpose", 1, 2)],
@@ -119,7 +125,7 @@ def test_pieces_come_one_by_one_as_long_as_they_are_whole_blocks() -> None:
     shape = torch.Size([EXPERTS, ROWS + 2, COLUMNS])
 
     def sizes(blocksize: int) -> list[int]:
-        found = pieces(mapping(collected, [STACK(), BESIDE()], []), "experts.w", shape, None, blocksize)
+        found = pieces(mapping(collected, [stacked(), beside()], []), "experts.w", shape, None, blocksize)
         assert found is not None
         return [piece.numel() for piece in found]
 
@@ -129,7 +135,7 @@ def test_pieces_come_one_by_one_as_long_as_they_are_whole_blocks() -> None:
 
 def test_the_order_is_that_of_the_patterns() -> None:
     collected = {"up": apart(ROWS, 500.0), "gate": apart(ROWS)}
-    made = mapping(collected, [STACK(), BESIDE()], [])
+    made = mapping(collected, [stacked(), beside()], [])
     made.source_patterns = ["gate", "up"]
     found = pieces(made, "experts.w", torch.Size([EXPERTS, 2 * ROWS, COLUMNS]), None, 2)
     assert found is not None
@@ -146,9 +152,9 @@ class Unheard:
 ODD = {
     "operations that nobody knows": ({"a": apart(ROWS)}, [Unheard()]),
     "experts put one below the other": ({"a": [stacks(EXPERTS, ROWS, COLUMNS)]}, [loader.Concatenate(dim=0)]),
-    "too few experts": ({"a": apart(ROWS)[1:]}, [STACK()]),
-    "experts of different sizes": ({"a": [*apart(ROWS)[1:], torch.zeros(2, COLUMNS)]}, [STACK()]),
-    "another width": ({"a": [one[:, 1:] for one in apart(ROWS)]}, [STACK()]),
+    "too few experts": ({"a": apart(ROWS)[1:]}, [stacked()]),
+    "experts of different sizes": ({"a": [*apart(ROWS)[1:], torch.zeros(2, COLUMNS)]}, [stacked()]),
+    "another width": ({"a": [one[:, 1:] for one in apart(ROWS)]}, [stacked()]),
     "another stack": ({"a": [stacks(EXPERTS, ROWS, COLUMNS + 1)]}, []),
 }
 
@@ -161,9 +167,9 @@ def test_what_cannot_be_read_so(collected: dict[str, list[Any]], operations: lis
 
 def test_several_targets_or_readers_of_somebody_else() -> None:
     shape = torch.Size([EXPERTS, ROWS, COLUMNS])
-    made = mapping({"a": apart(ROWS)}, [STACK()], [])
+    made = mapping({"a": apart(ROWS)}, [stacked()], [])
     made.target_patterns.append("experts.v")
     assert pieces(made, "experts.w", shape, None, 2) is None
-    made = mapping({"a": apart(ROWS)}, [STACK()], [])
+    made = mapping({"a": apart(ROWS)}, [stacked()], [])
     made.collected_tensors["a"][0] = lambda: torch.zeros(ROWS, COLUMNS)
     assert pieces(made, "experts.w", shape, None, 2) is None

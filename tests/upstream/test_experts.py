@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
 
 
-def stack(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+def stack(*shape: int, dtype: Any = torch.float32) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=dtype.is_floating_point)
 
 
