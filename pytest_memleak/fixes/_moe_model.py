@@ -9,7 +9,7 @@ import torch
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixes._moe_outcome import Outcome
 from pytest_memleak.fixes._moe_packing import packed
-from pytest_memleak.fixes._moe_reload import keep_as_saved
+from pytest_memleak.fixes._moe_reload import keep_together
 from pytest_memleak.fixes._moe_settings import Settings, chosen, require_bitsandbytes, settings_of
 from pytest_memleak.upstream.experts import ExpertParameter, expert_parameters
 
@@ -25,12 +25,12 @@ def quantize_experts(model: Any, config: Any = None) -> Outcome:
     quantized = {one.name for one in experts}
     skipped = [one for one in expert_parameters(model) if one.name not in quantized]
     outcome.leave(skipped, "llm_int8_skip_modules names them")
-    names = [one.name for one in experts]
+    if experts:
+        keep_together(model, [one.name for one in expert_parameters(model)])
     while experts:
         one = experts.pop(0)  # its tensor goes when it is packed, and must not be held here
         _quantize(one, settings, outcome)
         del one
-    keep_as_saved(model, names)
     outcome.tell()
     return outcome
 

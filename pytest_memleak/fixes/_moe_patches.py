@@ -20,6 +20,7 @@ from pytest_memleak.fixes import _moe_reload, _moe_sources
 from pytest_memleak.fixes._moe_load import Load, Loads
 from pytest_memleak.fixes._moe_packing import packed
 from pytest_memleak.fixes._moe_settings import chosen, require_bitsandbytes, settings_of
+from pytest_memleak.upstream.experts import expert_parameters
 from pytest_memleak.upstream.patches import Patch, Unrecognised
 
 _HALF_A_BYTE = 0.5
@@ -69,7 +70,8 @@ def _following(modeling: Any, loads: Loads, pending: WeakKeyDictionary[Any, Load
             info = result[0]  # until 5.2 the missing names themselves
             getattr(info, "missing_keys", info).difference_update(load.packed)
             load.stored.conclude(load.packed, getattr(info, "unexpected_keys", result[1]))
-            _moe_reload.keep_as_saved(model, load.packed)
+            if load.packed:
+                _moe_reload.keep_together(model, [one.name for one in expert_parameters(model)])
             if load.concerned:
                 pending[model] = load
             return result

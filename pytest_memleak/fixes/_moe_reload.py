@@ -74,8 +74,10 @@ def _shape(undoes: Any) -> list[int]:
     return shape
 
 
-def keep_as_saved(model: Any, names: Collection[str]) -> None:
-    """Saving undoes what loading did to names and tensors. What is packed cannot be taken apart."""
+def keep_together(model: Any, names: Collection[str]) -> None:
+    """Saving undoes what loading did to names and tensors. What is packed cannot be taken apart, and what stands beside
+    it is not: some releases cannot read a layer's experts if they are partly one tensor and partly many.
+    """
     conversions = getattr(model, "_weight_conversions", None)
     if conversions:
         model._weight_conversions = [one for one in conversions if not _takes_apart(one, names)]

@@ -23,6 +23,7 @@ from tests.fixes.moe_models import (  # noqa: E402
     qwen3_moe,
     saved,
     states,
+    tells_of_another_shape,
 )
 
 Log = pytest.LogCaptureFixture
@@ -89,6 +90,7 @@ def test_a_checkpoint_that_was_quantized_without_the_fix(tmp_path: Path, caplog:
     assert len(quantize_experts(model).names) == 4
 
 
+@pytest.mark.skipif(not tells_of_another_shape(), reason="this release takes what comes, and computes nonsense")
 def test_without_the_fix_upstream_tells_of_another_shape(tmp_path: Path) -> None:
     saved(tmp_path / "plain", qwen3_moe())
     with FIX.fixed():
