@@ -14,16 +14,13 @@ from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
-
 from pytest_memleak.fixes import _moe_reload, _moe_sources
 from pytest_memleak.fixes._moe_load import Load, Loads
 from pytest_memleak.fixes._moe_packing import packed
-from pytest_memleak.fixes._moe_settings import chosen, require_bitsandbytes, settings_of
+from pytest_memleak.fixes._moe_settings import require_bitsandbytes
+from pytest_memleak.fixes._moe_sizing import sizing
 from pytest_memleak.upstream.experts import expert_parameters
 from pytest_memleak.upstream.patches import Patch, Unrecognised
-
-_HALF_A_BYTE = 0.5
 
 
 def patches() -> Iterator[Patch]:
@@ -37,7 +34,7 @@ def patches() -> Iterator[Patch]:
         yield Patch(getattr(loader, name), "convert", converts, parameters=["layer_name", "config"])
     initializes = functools.partial(_putting, pending)
     yield Patch(modeling.PreTrainedModel, "_initialize_missing_keys", initializes, parameters=["self", "is_quantized"])
-    yield from _sizing()
+    yield from sizing()
 
 
 def _modules() -> tuple[Any, Any]:
@@ -159,25 +156,3 @@ def _putting(pending: WeakKeyDictionary[Any, Load], found: Callable[..., Any]) -
         return result
 
     return _initialize_missing_keys
-
-
-def _sizing() -> Iterator[Patch]:
-    """What experts are going to take: device_map="auto" goes by it, and the allocator's warm-up."""
-    quantizers = import_module("transformers.quantizers.quantizer_bnb_4bit")
-    known: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
-
-    def sizes(found: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(found)
-        def param_element_size(self: Any, model: Any, param_name: str, *args: Any, **kwargs: Any) -> float:
-            size: float = found(self, model, param_name, *args, **kwargs)
-            if self.pre_quantized:
-                return size
-            if model not in known:  # asked for each parameter of a model
-                settings = settings_of(self.quantization_config, self.modules_to_not_convert)
-                known[model] = frozenset(one.name for one in chosen(model, settings))
-            return _HALF_A_BYTE if param_name in known[model] else size
-
-        return param_element_size
-
-    names = ["model", "param_name"]
-    yield Patch(quantizers.Bnb4BitHfQuantizer, "param_element_size", sizes, parameters=names)

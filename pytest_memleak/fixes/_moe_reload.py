@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, MutableSet
+from collections.abc import Collection, Iterable, Mapping, MutableSet
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch import nn
 
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixes._moe_packing import Packed
+from pytest_memleak.upstream.experts import expert_parameters
 
 _UNDOES = re.compile(r"(?P<name>.+)\.quant_state\.bitsandbytes__\w+")
 
@@ -65,6 +67,29 @@ class Stored:
         prefixes = tuple(f"{name}." for name in taken)
         for key in [key for key in unexpected if key.startswith(prefixes)]:
             unexpected.discard(key)
+
+
+def packed_in(files: Iterable[str], model: nn.Module) -> frozenset[str]:
+    """The experts of a model that these files have in 4 bits, by headers and what undoes them.
+
+    Names in a file may differ from the model's in what stands before a layer's number and behind it: told by the numbers
+    and by how a name ends.
+    """
+    ends: set[tuple[str, ...]] = set()
+    for file in (str(one) for one in files):
+        if not file.endswith(".safetensors"):
+            continue
+        with import_module("safetensors").safe_open(file, framework="pt") as checkpoint:
+            for key in list(checkpoint.keys()):
+                match = _UNDOES.fullmatch(key)
+                if match is not None and len(_shape(checkpoint.get_slice(key))) == 3:
+                    ends.add(_numbers_and_end(match["name"]))
+    return frozenset(one.name for one in expert_parameters(model) if _numbers_and_end(one.name) in ends)
+
+
+def _numbers_and_end(name: str) -> tuple[str, ...]:
+    parts = name.split(".")
+    return (*(part for part in parts if part.isdigit()), *parts[-2:])
 
 
 def _shape(undoes: Any) -> list[int]:

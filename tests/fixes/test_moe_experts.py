@@ -33,6 +33,7 @@ def puts_back_what_it_found() -> Iterator[None]:
         (core_model_loading.WeightConverter, "convert"),
         (core_model_loading.WeightRenaming, "convert"),
         (modeling_utils.PreTrainedModel, "_initialize_missing_keys"),
+        (Bnb4BitHfQuantizer, "preprocess_model"),
         (Bnb4BitHfQuantizer, "param_element_size"),
     ]
     before = [getattr(owner, name) for owner, name in places]

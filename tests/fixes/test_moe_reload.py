@@ -122,3 +122,32 @@ def test_layers_of_a_dense_model_are_none_of_it(tmp_path: Path) -> None:
         model = load(tmp_path / "plain", four_bits(bnb_4bit_use_double_quant=True))
         model.save_pretrained(tmp_path / "bits")
         assert differences(model, load(tmp_path / "bits")) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_upstream_is_told_what_experts_are_going_to_take(
+    tmp_path: Path, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for the bytes of each parameter, to choose devices and to warm an allocator up."""
+    from transformers import modeling_utils
+
+    told: dict[str, float] = {}
+
+    def asks(model: Any, *others: Any) -> None:
+        quantizer = others[-1]
+        for name, one in model.named_parameters():
+            if one.dim() == 3:
+                told[name] = quantizer.param_element_size(model, name, one)
+
+    monkeypatch.setattr(modeling_utils, "caching_allocator_warmup", asks)
+    saved(tmp_path / "plain", config())
+    asked = four_bits(llm_int8_skip_modules=["model.layers.1", "lm_head"])
+    with FIX.fixed():
+        load(tmp_path / "plain", asked).save_pretrained(tmp_path / "packed")
+        of_the_first = dict(told)
+        told.clear()
+        load(tmp_path / "packed")
+    assert of_the_first == told
+    assert {(name.split(".")[2], size) for name, size in told.items()} == {("0", 0.5), ("1", 2)}
+    load(tmp_path / "plain", four_bits())
+    assert set(told.values()) == {2}
