@@ -96,11 +96,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             item.stash[PLAN] = plan
             asked = True
     if asked:
+        from pytest_memleak.hooks.interrupts import wait_for_callbacks
         from pytest_memleak.hooks.progress import live_line
         from pytest_memleak.hooks.simulating import around_tests
 
         live = live_line(session.config, read)
         session.config.pluginmanager.register(MeasuredTests(read, live), "memleak-measuring")
+        wait_for_callbacks(session.config)
         around_tests(session, read)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.events import births, garbage
+from pytest_memleak.events.callbacks import called_by_native_code
 from pytest_memleak.events.cpu_allocator import CpuAllocator
 from pytest_memleak.events.dispatch import DispatchTracker
 from pytest_memleak.events.engine import CpuEngine
@@ -181,6 +182,7 @@ class CpuTensors:
     def _note(self, storage: torch.UntypedStorage, address: int, mapped: bool, prior: bool) -> None:
         key, registry, levels = storage._cdata, self._foreign, self._foreign_levels
 
+        @called_by_native_code
         def gone(reference: weakref.ref[torch.UntypedStorage]) -> None:
             # torch may have given the same identity to a new storage that was noted meanwhile.
             if key in registry and registry[key].reference is reference:
