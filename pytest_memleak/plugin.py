@@ -118,7 +118,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Markers are read before the tests run: one that was added since was not looked at, and must not seem to hold."""
     ours = marks.own_marks(item)
     if ours and ours != item.stash.get(OWN_MARKS, ()):
-        from pytest_memleak.hooks.measuring import Refused
+        from pytest_memleak.hooks.unjudged import Refused
 
         names = ", ".join(f"@pytest.mark.{mark.name}" for mark in ours)
         raise Refused(
