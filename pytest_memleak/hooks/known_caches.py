@@ -21,7 +21,8 @@ def state(held: Sequence[str]) -> tuple[str, ...]:
         return ()
     return (
         f"torch keeps in {_PARAMETRIZED}._cache what parametrized weights were computed to, by their module's id, "
-        f"until _cache_enabled is 0. It is {count}: counted up and not down, by this test or before it in this process",
+        f"until _cache_enabled is 0. It is {count}: counted up and not down, by this test or before it in this process"
+        ". A new module with the id of one that is gone is given its weights",
     )
 
 
@@ -33,8 +34,8 @@ def advice(held: Sequence[str]) -> str:
     if fix.needed():
         # Its reason begins with the releases that are installed here.
         return (
-            f"{fix.why()}: take a release without it, or fixes.apply({_FIX!r}) before anything is quantized, or "
-            "checkpoint with use_reentrant=True"
+            f"{fix.why()}: take a release without it, or pytest_memleak.fixes.apply({_FIX!r}) before anything is "
+            "quantized, or checkpoint with use_reentrant=True"
         )
     return (
         "a hook that counts _cache_enabled down has to be registered with always_call=True: where a forward pass "
