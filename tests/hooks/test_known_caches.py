@@ -35,7 +35,7 @@ def test_the_advice_is_about_the_largest_owner(monkeypatch: pytest.MonkeyPatch) 
     assert known_caches.advice([]) == ""
     assert known_caches.advice([OTHER, CACHED]) == ""
     fix = SimpleNamespace(needed=lambda: False, why=lambda: "bitsandbytes 0.49.2 has the bug")
-    monkeypatch.setattr(known_caches.fixes, "find", lambda name: fix)
+    monkeypatch.setattr(vars(known_caches)["fixes"], "find", lambda name: fix)
     assert "registered with always_call=True" in known_caches.advice([CACHED, OTHER])
     fix.needed = lambda: True
     advice = known_caches.advice([CACHED, OTHER])
