@@ -13,6 +13,7 @@ from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
 from pytest_memleak.checks.warmup import judge_warmup, was_at_fault
 from pytest_memleak.errors import NotSimulated
+from pytest_memleak.hooks import known_caches
 from pytest_memleak.hooks.owners import owners_of
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.host import settles_by
@@ -115,7 +116,8 @@ def _judge_leak(test: RunningTest) -> None:
     if plan.leak is not None and plan.leak.of == "host":
         _add(test, [judge_host_leak(plan.leak, measurement.settled, settles_by(), _terms(test, plan.leak), doubts)])
     elif plan.leak is not None or plan.report:
-        _add(test, judge_leak(plan.leak, measurement.ends, _terms(test, plan.leak), doubts, owners_of(test)))
+        terms, owners = _terms(test, plan.leak), owners_of(test)
+        _add(test, judge_leak(plan.leak, measurement.ends, terms, doubts, owners, known_caches.advice))
 
 
 def not_judged(test: RunningTest) -> None:
