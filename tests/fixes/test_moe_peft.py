@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize as cache
 
-from pytest_memleak.fixes import _moe_peft
+from pytest_memleak.fixes import _moe_peft, parametrize_cache
 from pytest_memleak.upstream.patches import Unrecognised
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -28,6 +28,13 @@ TOKENS = torch.arange(32).reshape(2, 16)
 since_0_21 = pytest.mark.skipif(
     not peft.__version__.startswith("0.21."), reason="what goes wrong without a patch was seen in 0.21"
 )
+
+
+@pytest.fixture(autouse=True)
+def cache_is_emptied() -> Iterator[None]:
+    """Before bitsandbytes 0.50, checkpointing leaves it switched on: another bug."""
+    with parametrize_cache.FIX.fixed():
+        yield
 
 
 def built(dtype: torch.dtype = torch.float32) -> Any:
