@@ -10,11 +10,12 @@ A parameter that `bitsandbytes.nn.parametrize` quantized is no parameter to PEFT
   two, one in the other, the inner one first reads its parameter to learn its type: under the outer one's cache, which
   keeps what was read. The experts are then given that value, without the inner one's part, which has no effect and
   gets no gradient.
+- A merge adds to what was dequantized for it, and is lost without a word.
 - Since 0.21 the part that is added is of another class than the one that is removed, if the parameter has more
   parametrizations than that: it stays, and the next forward pass fails.
 
-`patches` mends all four, for parameters that are held in a type without fractions and for no others. The caller's
-config is left as it is.
+`patches` mends these, for parameters that are held in a type without fractions and for no others; a merge is refused.
+The caller's config is left as it is.
 
 Checked with PEFT 0.18.1, 0.19.1, 0.20.0, 0.21.0 and 0.21.2. The first two take no second adapter of parameters, and
 0.19 no pattern and no ``"all-linear"`` for a mixture, quantized or not.
@@ -30,6 +31,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pytest_memleak.errors import BadInput
 from pytest_memleak.upstream.patches import Patch, Unrecognised
 
 _LISTS = "parametrizations"
@@ -48,6 +50,7 @@ def patches() -> Iterator[Patch]:
     yield Patch(tuner, "_inject_parameters", _by_full_name, parameters=["self", "peft_config", "model"])
     yield Patch(wrapper, "_activate_lora", _read_anew, parameters=["self", "active_adapters"])
     yield Patch(wrapper, "_remove_parametrizations", _remove_the_last, parameters=["self"])
+    yield Patch(wrapper, "merge", _refuse_to_merge, parameters=["self"])
 
 
 def quantized_in(module: Any) -> dict[str, Any]:
@@ -175,3 +178,16 @@ def _remove_the_last(found: Callable[..., Any]) -> Callable[..., Any]:
             del one[-1]
 
     return remove
+
+
+def _refuse_to_merge(found: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(found)
+    def merge(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.parameter_name in quantized_in(self.get_base_layer()):
+            raise BadInput(
+                f"an adapter cannot be merged into {self.parameter_name}, which is quantized: save it, and merge it "
+                "into the model as it is without quantization"
+            )
+        return found(self, *args, **kwargs)
+
+    return merge

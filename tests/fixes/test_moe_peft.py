@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize as cache
 
+from pytest_memleak.errors import BadInput
 from pytest_memleak.fixes import _moe_peft, parametrize_cache
 from pytest_memleak.upstream.patches import Unrecognised
 
@@ -225,8 +226,11 @@ def test_what_is_saved_can_be_loaded(tmp_path: Path) -> None:
         expected = model(TOKENS).logits
         loaded = peft.PeftModel.from_pretrained(quantized(), tmp_path).eval()
         torch.testing.assert_close(loaded(TOKENS).logits, expected)
+        with pytest.raises(BadInput, match=r"merged into \w+_proj, which is quantized: save it"):
+            loaded.merge_and_unload()
     unquantized = peft.PeftModel.from_pretrained(dequantized(), tmp_path).eval()
     torch.testing.assert_close(unquantized(TOKENS).logits, expected)
+    torch.testing.assert_close(unquantized.merge_and_unload()(TOKENS).logits, expected)
 
 
 def test_the_order_of_quantizing_does_not_matter() -> None:
