@@ -18,7 +18,7 @@ from pytest_memleak.meters import shared
 from pytest_memleak.meters.accelerator import release_workspaces
 from pytest_memleak.meters.gauge import SharedGauge, Window
 from pytest_memleak.meters.host import settled
-from pytest_memleak.meters.reading import PREDICTED, Reading
+from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Reading
 from pytest_memleak.meters.timeline import Recorder, Source, Watch
 from pytest_memleak.plan import Plan
 from pytest_memleak.upstream.loads import ModelObserver
@@ -220,11 +220,11 @@ def _sources(plan: Plan, card: Card, gauges: Sequence[SharedGauge]) -> list[Sour
     sources = []
     for gauge in (one.gauge for one in gauges):
         if gauge.device == "host":
-            sources.append(Source(gauge, "committed", "host"))
+            sources.append(Source(gauge, COMMITTED, "host"))
             continue
         beside = gauge.device == "cpu" and card.backend != "cpu"
         if beside and card.backend == "simulated" and plan.host_peak is not None:
-            sources.append(Source(gauge, "allocated", "host", predicted=True))
+            sources.append(Source(gauge, COMMITTED, "host", predicted=True))
         for kind in dict.fromkeys((leak,) if beside else (peak, leak)):
             if kind in gauge.kinds:
                 sources.append(Source(gauge, kind, gauge.device, gauge.how == PREDICTED))

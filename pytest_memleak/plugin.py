@@ -96,11 +96,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             item.stash[PLAN] = plan
             asked = True
     if asked:
+        from pytest_memleak.hooks.interrupts import wait_for_callbacks
         from pytest_memleak.hooks.progress import live_line
         from pytest_memleak.hooks.simulating import around_tests
 
         live = live_line(session.config, read)
         session.config.pluginmanager.register(MeasuredTests(read, live), "memleak-measuring")
+        wait_for_callbacks(session.config)
         around_tests(session, read)
 
 
@@ -116,7 +118,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Markers are read before the tests run: one that was added since was not looked at, and must not seem to hold."""
     ours = marks.own_marks(item)
     if ours and ours != item.stash.get(OWN_MARKS, ()):
-        from pytest_memleak.hooks.measuring import Refused
+        from pytest_memleak.hooks.unjudged import Refused
 
         names = ", ".join(f"@pytest.mark.{mark.name}" for mark in ours)
         raise Refused(

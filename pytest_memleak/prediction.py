@@ -25,6 +25,7 @@ from pytest_memleak.cards.simulated.profiles import (
 )
 from pytest_memleak.cards.simulated.recording import SimulatedRecording
 from pytest_memleak.errors import BadInput, Unavailable
+from pytest_memleak.events import callbacks
 from pytest_memleak.ledger.at_peak import groups_of, lines_of
 from pytest_memleak.meters import shared
 from pytest_memleak.records.record import AtPeak
@@ -115,7 +116,7 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
     given = PredictedCard(profile.name, profile.total)
     simulation = this_process_s()
     presuming = simulation.presumptions.without_outliers()
-    with _alone(), _torch_as_it_was(), simulation.other_cards([profile]), presuming:
+    with _alone(), _torch_as_it_was(), callbacks.whole(), simulation.other_cards([profile]), presuming:
         allocator = simulation.allocator(0)
         recording = SimulatedRecording(simulation)
         window = shared.cpu_tensors().window()

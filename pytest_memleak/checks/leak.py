@@ -15,6 +15,8 @@ from pytest_memleak.wording import leak_message, size
 
 Owners = Callable[[Reading, int], tuple[str, ...]]
 """Names who holds a leak of so many bytes on the reading's device; asked only when a check fails."""
+Advice = Callable[[Sequence[str]], str]
+"""What to do about these owners in particular, or nothing."""
 
 
 def judge_leak(
@@ -23,11 +25,14 @@ def judge_leak(
     term_of: TermOf,
     doubts: Sequence[str] = (),
     owners: Owners = lambda reading, grown: (),
+    advice: Advice = lambda held: "",
 ) -> list[CheckResult]:
     """One result for each device that holds more than it may; else one for the device that grew most."""
     try:
         limit = evaluate(budget, term_of) if budget else None
-        results = [_judge_device(budget, limit, runs, kind, doubts, owners) for runs, kind in _by_device(ends, budget)]
+        results = [
+            _judge_device(budget, limit, runs, kind, doubts, owners, advice) for runs, kind in _by_device(ends, budget)
+        ]
     except (Inconclusive, BadInput) as error:
         return [inconclusive("max_leak", str(error))]
     bad = [result for result in results if result.verdict != "pass"]
@@ -81,6 +86,7 @@ def _judge_device(
     kind: str,
     doubts: Sequence[str],
     owners: Owners,
+    advice: Advice,
 ) -> CheckResult:
     judged = runs[budget.warmups :] if budget else runs
     growth = [reading.grown(kind) for reading in judged]
@@ -107,7 +113,7 @@ def _judge_device(
         measured=per_run,
         limit=limit,
         details=(*([_runs(growth)] if len(growth) > 1 else []), *held),
-        advice=_ADVICE if verdict == "fail" else "",
+        advice=(advice(held) or _ADVICE) if verdict == "fail" else "",
     )
 
 

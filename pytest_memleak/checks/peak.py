@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pytest_memleak.errors import BadInput, Inconclusive
-from pytest_memleak.meters.reading import PREDICTED, Levels, Reading
+from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Levels, Reading
 from pytest_memleak.plan import TOGETHER, Budget, HostPeakBudget, PeakBudget
 from pytest_memleak.ranks.world import World, current
 from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
@@ -51,7 +51,6 @@ def judge_host_peak(
     term_of: TermOf,
     doubts: Sequence[str] = (),
     beside: str = "",
-    kind: str = "committed",
 ) -> CheckResult:
     """Growth over the window's start: what else the process holds is not the test's."""
     world = current()
@@ -61,7 +60,7 @@ def judge_host_peak(
         limit = None if _is_anothers(budget.rank, world) else evaluate(budget, term_of)
     except (Inconclusive, BadInput) as error:
         return inconclusive("max_host_peak", str(error))
-    grown = reading.peak[kind] - reading.base_at_peak[kind]
+    grown = reading.peak[COMMITTED] - reading.base_at_peak[COMMITTED]
     verdict, why = _verdict(grown, grown, limit, [*doubts, *filter(None, [reading.blind])], reading.swayed)
     if budget.rank in TOGETHER and verdict != "inconclusive":
         verdict, why = "not judged", _A_PART
@@ -69,15 +68,15 @@ def judge_host_peak(
         check="max_host_peak",
         verdict=verdict,
         message=host_peak_message(
-            verdict, measured=grown, limit=limit.bytes if limit else None, kind=kind, how=reading.how, why=why
+            verdict, measured=grown, limit=limit.bytes if limit else None, kind=COMMITTED, how=reading.how, why=why
         ),
         device=reading.device,
-        kind=kind,
+        kind=COMMITTED,
         how=reading.how,
         measured=grown,
-        base=reading.base_at_peak[kind],
+        base=reading.base_at_peak[COMMITTED],
         limit=limit,
-        details=(*_phases(reading, kind), *filter(None, [beside])),
+        details=(*_phases(reading, COMMITTED), *filter(None, [beside])),
         advice=_advice("max_host_peak", verdict, grown, limit),
         enforced=limit is not None and budget.rank not in TOGETHER,
     )
@@ -172,7 +171,7 @@ def _verdict(
 def _concerned(readings: Sequence[Reading], kind: str, device: str | int | None) -> list[Reading]:
     fitting = [reading for reading in readings if kind in reading.peak]
     if not fitting:
-        known = ", ".join(sorted({known for reading in readings for known in reading.peak}))
+        known = ", ".join(sorted({known for reading in readings for known in reading.peak if known != COMMITTED}))
         devices = ", ".join(reading.device for reading in readings)
         raise BadInput(f"of={kind!r} cannot be read on {devices}: it tells {known}")
     if device is None:
@@ -217,7 +216,7 @@ def _warmup(whole: Reading, kind: str, counted: bool) -> tuple[str, ...]:
 
 
 def _other_kinds(levels: Levels, kind: str) -> tuple[str, ...]:
-    others = [f"{other} {size(level)}" for other, level in levels.items() if other != kind]
+    others = [f"{other} {size(level)}" for other, level in levels.items() if other not in (kind, COMMITTED)]
     return ("peaks of the other counts: " + ", ".join(others),) if others else ()
 
 

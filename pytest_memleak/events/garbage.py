@@ -20,6 +20,8 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pytest_memleak.events.callbacks import called_by_native_code
+
 Observer = Callable[[list[object]], None]
 
 # The program may call the ones that `begin_session` puts in their place; we never do.
@@ -263,6 +265,7 @@ def _undisturbed() -> Iterator[None]:
         _state.busy = before
 
 
+@called_by_native_code
 def _on_collection(phase: str, info: dict[str, int]) -> None:
     # CPython calls this before it gathers the objects to look at, and never while another collection runs.
     if info["generation"] < 2 or not _state.ours or _state.busy == threading.get_ident():

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+from pytest_memleak.events.callbacks import called_by_native_code
 from pytest_memleak.upstream.where import PACKAGES, as_typed_here
 
 BACKWARD = "a backward pass"
@@ -52,6 +53,7 @@ class Places:
         self._numbers: dict[object, int] = {}
         self._fixed = [Place("", ""), Place("a thread that runs no Python", ""), Place("", "")]
 
+    @called_by_native_code
     def here(self, frame: FrameType | None = None) -> int:
         """The number of the place that called, at any distance. Kept fast: it is asked for every allocation."""
         frame = frame or sys._getframe(1)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from pytest_memleak.events.callbacks import called_by_native_code
 from pytest_memleak.events.places import Place
 
 NEVER = 2**62
@@ -51,6 +52,7 @@ class Alarm:
         self.level = level
         self._reached = reached
 
+    @called_by_native_code
     def ring(self, level: int, asked: int, refused: bool) -> int:
         """The level at which to ring again. A refusal waits for another thread's ringing: it is the more telling."""
         if not _turn.take(_PATIENCE if refused else 0):

@@ -9,5 +9,3 @@ from pytest_memleak.plan import Plan
 
 PLAN = pytest.StashKey[Plan]()
 BAD_MARK = pytest.StashKey[BadInput]()
-UNJUDGED = pytest.StashKey[str]()
-"""Why a test was refused before it began."""

@@ -20,6 +20,7 @@ from pytest_memleak.insides import named_holders
 from pytest_memleak.ledger.at_peak import groups_of, lines_of, rest_of, unseen_of
 from pytest_memleak.ledger.moment import Moment, look, see
 from pytest_memleak.meters import shared
+from pytest_memleak.meters.reading import COMMITTED, PREDICTED
 from pytest_memleak.plan import Budget, Plan
 from pytest_memleak.records.record import CheckResult
 from pytest_memleak.settings import ALWAYS
@@ -195,7 +196,7 @@ class Explaining:
         recorded, moment = recording.read(), self._moments.get(recording.device)
         seen = see(recording) if recorded.held else {}
         groups = groups_of(recorded.held, {**seen, **self._examples.get(recording.device, {})})
-        of_process = result.kind == "committed"
+        of_process = result.kind == COMMITTED and result.how != PREDICTED
         whole = (result.measured or 0) if of_process else recorded.level
         lines: list[str] = []
         if groups:

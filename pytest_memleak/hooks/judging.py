@@ -13,10 +13,11 @@ from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
 from pytest_memleak.checks.warmup import judge_warmup, was_at_fault
 from pytest_memleak.errors import NotSimulated
+from pytest_memleak.hooks import known_caches
 from pytest_memleak.hooks.owners import owners_of
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.host import settles_by
-from pytest_memleak.meters.reading import PREDICTED, Reading
+from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Reading
 from pytest_memleak.plan import Budget, Cap, HostPeakBudget, Warmed
 from pytest_memleak.records.record import CheckResult, Term
 from pytest_memleak.wording import plural, size
@@ -93,11 +94,11 @@ def _judge_warmup(test: RunningTest, promise: Warmed) -> list[CheckResult]:
 def _judge_host(test: RunningTest, budget: HostPeakBudget, doubts: Sequence[str]) -> CheckResult:
     bodies, terms = test.measurement.bodies, _terms(test, budget)
     if test.card.backend == "simulated":
-        (reading,) = _highest(bodies, "allocated", ("cpu",))
+        (reading,) = _highest(bodies, COMMITTED, ("cpu",))
         reading = replace(reading, device="host", how=PREDICTED, blind=reading.blind or test.card.doubt())
         beside = "predicted from the tensors of the CPU: what else the process holds is the simulation's too"
-        return judge_host_peak(budget, reading, terms, doubts, beside, kind="allocated")
-    (reading,) = _highest(bodies, "committed", ("host",))
+        return judge_host_peak(budget, reading, terms, doubts, beside)
+    (reading,) = _highest(bodies, COMMITTED, ("host",))
     high_water, meaning = shared.host_memory().high_water()
     beside = f"{meaning}: {format_size(high_water)}" if high_water is not None else meaning
     return judge_host_peak(budget, reading, terms, doubts, beside)
@@ -115,7 +116,8 @@ def _judge_leak(test: RunningTest) -> None:
     if plan.leak is not None and plan.leak.of == "host":
         _add(test, [judge_host_leak(plan.leak, measurement.settled, settles_by(), _terms(test, plan.leak), doubts)])
     elif plan.leak is not None or plan.report:
-        _add(test, judge_leak(plan.leak, measurement.ends, _terms(test, plan.leak), doubts, owners_of(test)))
+        terms, owners = _terms(test, plan.leak), owners_of(test)
+        _add(test, judge_leak(plan.leak, measurement.ends, terms, doubts, owners, known_caches.advice))
 
 
 def not_judged(test: RunningTest) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.hooks.measuring import Refused, insist
+from pytest_memleak.hooks.unjudged import Refused, insist
 from pytest_memleak.marks import NAMES
 
 
@@ -34,8 +34,7 @@ class MarkedFixtures:
         self, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
-            insist(report, call.excinfo.value)
+        insist(report, call)
         return report
 
 

@@ -14,16 +14,14 @@ from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest.outcomes import Failed
 from _pytest.runner import runtestprotocol
 
-from pytest_memleak.errors import MemleakError
 from pytest_memleak.hooks import rerun
-from pytest_memleak.hooks.attributes import BAD_MARK, PLAN, UNJUDGED
+from pytest_memleak.hooks.attributes import PLAN
 from pytest_memleak.hooks.hints import hint_for
+from pytest_memleak.hooks.unjudged import Refused, insist, record_refusal, refusing
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.attributes import RECORD, WITHHELD
-from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.report.junit import remove_properties, replace_properties
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.settings import RERUN, Settings
@@ -35,10 +33,6 @@ if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
 
 _WIDTHS = ("function", "class", "module", "package", "session")
-
-
-class Refused(Failed):
-    """A test that cannot be judged as it was asked for: an error, also where a failure was expected."""
 
 
 class MeasuredTests:
@@ -73,17 +67,10 @@ class MeasuredTests:
 
     # Not a wrapper: a test that is skipped must not import torch, and skips are decided by hooks that come first.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        item.stash[UNJUDGED] = ""
-        if bad := item.stash.get(BAD_MARK, None):
-            item.stash[UNJUDGED] = str(bad)
-            raise Refused(str(bad), pytrace=False)
-        if plan := item.stash.get(PLAN, None):
-            remove_properties(item.user_properties)
-            try:
+        with refusing(item):
+            if plan := item.stash.get(PLAN, None):
+                remove_properties(item.user_properties)
                 self._start(item, plan)
-            except MemleakError as error:
-                item.stash[UNJUDGED] = str(error)
-                raise Refused(f"pytest-memleak: {error}", pytrace=False) from None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
@@ -163,9 +150,12 @@ class MeasuredTests:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
-            insist(report, call.excinfo.value)
-        elif report.failed and call.excinfo and (hint := hint_for(call.excinfo.value, item.stash.get(PLAN, None))):
+        if (
+            not insist(report, call)
+            and report.failed
+            and call.excinfo
+            and (hint := hint_for(call.excinfo.value, item.stash.get(PLAN, None)))
+        ):
             report.sections.append(("memleak", hint))
         test = self.test
         if test is not None and test.item is item:
@@ -190,8 +180,8 @@ class MeasuredTests:
                 self._amend_call_report(test)
                 setattr(report, RECORD, test.record().as_json())
                 self.test = None
-        elif call.when == "teardown" and (why := item.stash.get(UNJUDGED, "")):
-            setattr(report, RECORD, unjudged(item, why).as_json())
+        else:
+            record_refusal(report, item)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -272,16 +262,3 @@ class MeasuredTests:
             report.__dict__.update(leaked.__dict__ | kept)
         elif test.has("inconclusive") and report.passed:
             setattr(report, WITHHELD, True)
-
-
-def insist(report: pytest.TestReport, refused: Refused) -> None:
-    """An expected failure is about the test's own; that it could not be judged is not one."""
-    report.outcome = "failed"
-    report.longrepr = str(refused)
-    report.__dict__.pop("wasxfail", None)
-
-
-def unjudged(item: pytest.Item, why: str) -> TestRecord:
-    path, line, _ = item.location
-    result = CheckResult("set-up", "inconclusive", f"set-up INCONCLUSIVE: {why}")
-    return TestRecord(item.nodeid, path, (line or 0) + 1, results=(result,))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_memleak.checks.leak import Owners
 from pytest_memleak.events import garbage
 from pytest_memleak.events.storages import tensors_among
+from pytest_memleak.hooks import known_caches
 from pytest_memleak.insides import named_holders
 from pytest_memleak.meters.reading import Reading
 
@@ -28,7 +29,9 @@ def owners_of(test: RunningTest) -> Owners:
         # Frozen objects are invisible to the search for referrers.
         garbage.thaw()
         try:
-            return explain(found, grown, roots=named_holders(test.item, test.wider), ignore=(found,), budget=_SECONDS)
+            roots = named_holders(test.item, test.wider)
+            held = explain(found, grown, roots=roots, ignore=(found,), budget=_SECONDS)
+            return (*held, *known_caches.state(held))
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             return (f"who holds it could not be explained: {error!r}",)
         finally:

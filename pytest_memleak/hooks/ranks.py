@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.outcomes import Failed
 
-from pytest_memleak.errors import MemleakError, Unavailable
-from pytest_memleak.hooks.attributes import UNJUDGED
+from pytest_memleak.errors import Unavailable
 from pytest_memleak.hooks.joined import JoinedTests
-from pytest_memleak.hooks.measuring import Refused, insist, unjudged
+from pytest_memleak.hooks.unjudged import insist, record_refusal, refusing
 from pytest_memleak.plan import Plan, Ranks
 from pytest_memleak.ranks.inside import own_id
 from pytest_memleak.ranks.world import joined
@@ -70,12 +69,8 @@ class RankedTests:
 
         def set_up() -> None:
             item.stash[_OUTCOME] = {}
-            item.stash[UNJUDGED] = ""
-            try:
+            with refusing(item):
                 item.stash[_OUTCOME] = self._run(item, ranks, plan)
-            except MemleakError as error:
-                item.stash[UNJUDGED] = str(error)
-                raise Refused(f"pytest-memleak: {error}", pytrace=False) from None
             _end_as(item, "setup")
 
         taken.setup = set_up
@@ -87,12 +82,10 @@ class RankedTests:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        if call.excinfo is not None and isinstance(call.excinfo.value, Refused):
-            insist(report, call.excinfo.value)
+        insist(report, call)
         phases = item.stash.get(_OUTCOME, {})
         if not phases:
-            if call.when == "teardown" and (why := item.stash.get(UNJUDGED, "")):
-                setattr(report, RECORD, unjudged(item, why).as_json())
+            record_refusal(report, item)
             return report
         if call.excinfo is None or isinstance(call.excinfo.value, RanksFailed | pytest.skip.Exception):
             took = call.duration

@@ -14,6 +14,7 @@ import pytest
 from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
 from pytest_memleak.hooks.attributes import PLAN
+from pytest_memleak.hooks.interrupts import wait_for_callbacks
 from pytest_memleak.settings import SIMULATED, Settings
 from pytest_memleak.support import has_torch, require_torch
 
@@ -44,6 +45,7 @@ def from_the_start(config: pytest.Config, settings: Settings) -> None:
         simulation = simulation_of(cards)
     except MemleakError as error:
         raise pytest.UsageError(f"{source}: {error}") from None
+    wait_for_callbacks(config)
     simulation.on()
     config.add_cleanup(simulation.off)
 

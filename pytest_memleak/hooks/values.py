@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from pytest_memleak.checks import same
 from pytest_memleak.checks.no_nan import NO_MODEL, judge_no_nan
 from pytest_memleak.checks.same import judge_same
 from pytest_memleak.errors import Inconclusive, Unavailable
+from pytest_memleak.hooks.chosen import made_before, named_models
 from pytest_memleak.hooks.gradients import GradientLooks
 from pytest_memleak.meters.reading import PREDICTED
 from pytest_memleak.plan import Plan
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pytest_memleak.hooks.running import RunningTest
     from pytest_memleak.upstream.loads import Seen
 
-_FIXTURE = "fixture:"
 TWICE = (
     "no_nan: the test ran twice, first with its uninitialized memory filled with NaN, then without: filling commits "
     "the pages that its other budget counts"
@@ -40,6 +39,10 @@ TWICE = (
 LIFTED = (
     "the test has switched the filling of uninitialized memory off itself (torch.use_deterministic_algorithms, "
     "torch.utils.deterministic): leave it on, or say no_nan(poison=False)"
+)
+OLDER = (
+    "its model was made in {where}, before uninitialized memory was filled with NaN: make it in the test or in a "
+    "function fixture, or say no_nan(poison=False), which looks at what happens to be there"
 )
 
 
@@ -66,6 +69,8 @@ class Values:
         self._summed: list[Look[Summary]] = []
         self._lifted = False
         """The program has switched the poison off."""
+        self._made_before = ""
+        """Where the models were made, if that was before there was poison."""
         self._is_over = False
         """An earlier run was the one to be judged for NaN, or was bad already."""
         self._told = False
@@ -114,6 +119,9 @@ class Values:
         self._lifted |= self._poison is not None and self._poison.is_lifted
         if self._no_nan is not None and not self._is_over:
             self._scanned = self._look(self._scans, self._no_nan.model)
+            if self._poison is not None:
+                observer = self._test.measurement.observer
+                self._made_before = made_before(self._test.item, self._no_nan.model, observer)
         if self._same is not None:
             self._summed = self._look(self._summaries, None)
         if self._gradients is not None:
@@ -148,12 +156,17 @@ class Values:
                     how=how,
                     rank=world.current(),
                     blind=f"{NO_MODEL}{self._test.names.offer}",
-                    doubts=[*doubts, *([LIFTED] if self._lifted else [])],
+                    doubts=[*doubts, *self._doubts()],
                 )
             )
         if self._same is not None:
             results.append(self._judge_same(how, doubts))
         return results
+
+    def _doubts(self) -> list[str]:
+        """Why there may be values that nobody wrote, and no NaN."""
+        older = self._made_before
+        return [*([LIFTED] if self._lifted else []), *([OLDER.format(where=older)] if older else [])]
 
     def body_failed(self, why: str) -> None:
         """Other ranks are not to wait for what this one holds."""
@@ -231,28 +244,15 @@ class Values:
 
     def _look(self, looks: Looks[Any], named: object) -> list[Look[Any]]:
         """Into the model that the marker names, else those that the test watches, else all that it made."""
-        if named is not None:
-            module = self._named(named)
-            if isinstance(module, str):
-                return [Look("the model", "", failed=module)]
-            return looks.of([weakref.ref(module)])
-        if refs := watched.watched_modules():
-            return looks.of(list({id(ref): ref for ref in refs}.values()))
+        chosen = named_models(self._test.item, named)
+        if chosen is not None:
+            return looks.of(chosen) if isinstance(chosen, list) else [Look("the model", "", failed=chosen)]
         observer = self._test.measurement.observer
         looks.body_ended(observer.living() if observer is not None else [])
         found = looks.all()
         # A model that is on meta beside real ones was made to be looked at.
         real = [look for look in found if look.failed or look.loaded or not _is_planned(look.found)]
         return real or found
-
-    def _named(self, named: object) -> nn.Module | str:
-        if isinstance(named, nn.Module):
-            return named
-        name = str(named).removeprefix(_FIXTURE)
-        value = getattr(self._test.item, "funcargs", {}).get(name)
-        if isinstance(value, nn.Module):
-            return value
-        return f"model={named!r}: the test uses no fixture {name!r} whose value is a module"
 
 
 def _is_planned(found: Scan | Summary | None) -> bool:

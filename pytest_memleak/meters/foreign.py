@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from pytest_memleak.events.callbacks import called_by_native_code
 from pytest_memleak.events.storages import address_of
 
 # With more alive at once overlaps are no longer looked for, which would take ever longer: the sum is an upper bound.
@@ -43,6 +44,7 @@ class ForeignPeak:
             )
         )
 
+        @called_by_native_code
         def gone(reference: weakref.ref[torch.UntypedStorage]) -> None:
             # torch may have given the same identity to a new storage that was noted meanwhile.
             if key in self._alive and self._alive[key][1] is reference:

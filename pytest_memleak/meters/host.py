@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events import garbage
-from pytest_memleak.meters.reading import Levels
+from pytest_memleak.meters.reading import COMMITTED, Levels
 
 NATIVE_PERIOD_MS = 1
 PYTHON_PERIOD_MS = 5
@@ -38,7 +38,7 @@ class HostMemory:
     """Gauge of the process's committed memory, with the resident high-water beside it."""
 
     device = "host"
-    kinds: tuple[str, ...] = ("committed",)
+    kinds: tuple[str, ...] = (COMMITTED,)
 
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
@@ -63,10 +63,10 @@ class HostMemory:
         self._sampler.end()
 
     def now(self) -> Levels:
-        return {"committed": committed()}
+        return {COMMITTED: committed()}
 
     def take_peaks(self) -> Levels:
-        return {"committed": self._sampler.take_peak()}
+        return {COMMITTED: self._sampler.take_peak()}
 
     def refusals(self) -> int:
         """None: the kernel kills instead."""

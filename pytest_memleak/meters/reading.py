@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 Levels = Mapping[str, int]
 """Bytes by kind: ``{"allocated": …, "reserved": …}``."""
 
+COMMITTED = "committed"
+"""The kind of memory that a system has given to a process, because it was written to."""
+
 PREDICTED = "predicted"
 """How the numbers of a simulated card are got."""
 

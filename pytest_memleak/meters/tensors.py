@@ -6,19 +6,20 @@ import os
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.events import births, garbage
+from pytest_memleak.events.callbacks import called_by_native_code
 from pytest_memleak.events.cpu_allocator import CpuAllocator
 from pytest_memleak.events.dispatch import DispatchTracker
 from pytest_memleak.events.engine import CpuEngine
 from pytest_memleak.events.native import ENGINE_VARIABLE, ENGINES
 from pytest_memleak.events.storages import address_of, cpu_storages, tensors_among, unique_cpu_storages
 from pytest_memleak.meters.foreign import ForeignPeak, Span, covered
-from pytest_memleak.meters.reading import Levels
+from pytest_memleak.meters.reading import COMMITTED, Levels
 
 
 class _Foreign(NamedTuple):
@@ -31,15 +32,26 @@ class _Foreign(NamedTuple):
     reference: weakref.ref[torch.UntypedStorage]
 
 
+class Committing(Protocol):
+    """Who knows how much of what torch has allocated was written to."""
+
+    def committed(self) -> int: ...
+
+    def take_committed_peak(self) -> int:
+        """The most since the last call."""
+
+
 class CpuTensors:
     """Gauge of the bytes of CPU tensors. One per process is enough; windows share it."""
 
     device = "cpu"
     kinds: tuple[str, ...] = ("allocated",)
+    """Those of a peak on the CPU. What is committed is for predictions: all, where nobody accounts for it."""
 
     def __init__(self, engine: CpuEngine | None = None) -> None:
         self.engine, self.fallback_reason = (engine, None) if engine else _choose()
         """The reason why the exact engine is not in use, or None."""
+        self.committing: Committing | None = None
         self.how: str = self.engine.how
         self._foreign: dict[int, _Foreign] = {}
         self._foreign_levels: list[dict[tuple[bool, bool], int]] = [{}]
@@ -73,12 +85,16 @@ class CpuTensors:
         self.engine.end()
 
     def now(self) -> Levels:
-        return {"allocated": self.engine.current() + self._prior}
+        allocated, prior = self.engine.current(), self._prior
+        committed = allocated if self.committing is None else self.committing.committed()
+        return {"allocated": allocated + prior, COMMITTED: committed + prior}
 
     def take_peaks(self) -> Levels:
         # Foreign memory that was there first only gets less: its level at the last call is its highest since.
         prior, self._prior_peak = self._prior_peak, self._prior
-        return {"allocated": self.engine.take_peak() + prior}
+        allocated = self.engine.take_peak()
+        committed = allocated if self.committing is None else self.committing.take_committed_peak()
+        return {"allocated": allocated + prior, COMMITTED: committed + prior}
 
     def refusals(self) -> int:
         return self.engine.refusals()
@@ -181,6 +197,7 @@ class CpuTensors:
     def _note(self, storage: torch.UntypedStorage, address: int, mapped: bool, prior: bool) -> None:
         key, registry, levels = storage._cdata, self._foreign, self._foreign_levels
 
+        @called_by_native_code
         def gone(reference: weakref.ref[torch.UntypedStorage]) -> None:
             # torch may have given the same identity to a new storage that was noted meanwhile.
             if key in registry and registry[key].reference is reference:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,13 @@ class HostFigures:
     """What tensors see of mapped files (safetensors). Pages of the file: one copy for all ranks of a node, and given
     back when memory is short. One that is written to is committed as well."""
 
+    def raised_to(self, other: HostFigures) -> HostFigures:
+        return HostFigures(
+            max(self.committed, other.committed),
+            max(self.allocated, other.allocated),
+            max(self.mapped, other.mapped),
+        )
+
     def __sub__(self, other: HostFigures) -> HostFigures:
         return HostFigures(
             self.committed - other.committed, self.allocated - other.allocated, self.mapped - other.mapped
@@ -50,6 +58,11 @@ class HostAccount:
 
     def __init__(self, library: ctypes.PyDLL) -> None:
         self._library = library
+        # A timeline asks on a thread of its own.
+        self._lock = threading.Lock()
+        self._most = HostFigures(0, 0, 0)
+        self._most_committed = 0
+        """Since somebody else asked, for whom it is kept apart: the gauge of CPU tensors."""
 
     def now(self) -> HostFigures:
         """The peaks begin anew as well."""
@@ -57,9 +70,31 @@ class HostAccount:
 
     def take(self) -> tuple[HostFigures, HostFigures]:
         """Now, and the most of each since the last call; these need not have been at the same time."""
+        with self._lock:
+            now = self._read()
+            most, self._most = self._most, now
+            return now, most
+
+    def committed(self) -> int:
+        """Now, and no peak begins anew."""
+        with self._lock:
+            return self._read().committed
+
+    def take_committed_peak(self) -> int:
+        """The most since the last call of this method."""
+        with self._lock:
+            now = self._read()
+            most, self._most_committed = self._most_committed, now.committed
+            return most
+
+    def _read(self) -> HostFigures:
+        """Native peaks begin anew whenever they are read: what is read goes to all who wait for it."""
         out = (ctypes.c_int64 * (2 * _FIGURES))()
         self._library.memleak_card_host_take(out)
-        return HostFigures(*out[:_FIGURES]), HostFigures(*out[_FIGURES:])
+        now, most = HostFigures(*out[:_FIGURES]), HostFigures(*out[_FIGURES:])
+        self._most = self._most.raised_to(most)
+        self._most_committed = max(self._most_committed, most.committed)
+        return now
 
 
 @contextlib.contextmanager
@@ -83,8 +118,16 @@ def accounted() -> Iterator[HostAccount]:
         undo.callback(births.tell_no_more, mapped.born)
         undo.enter_context(Patch(torch, "asarray", mapped.noted))
         account = HostAccount(card)
+        account.take_committed_peak()
         account.now()
+        _tell_the_gauge(account)
         yield account
+
+
+def _tell_the_gauge(account: HostAccount) -> None:
+    """`max_host_peak` goes by what is committed: also afterwards, since what is left then may be empty still."""
+    shared.cpu_tensors().fold()  # what was until now goes by what was known until now
+    shared.cpu_memory().committing = account
 
 
 class _Mapped:

@@ -131,6 +131,10 @@ class ModelObserver:
         roots += [(_seen_load(load), model) for load, model in self._loads.living() if load.order not in inside]
         return sorted((one for one in roots if self._counts(one[0].order)), key=lambda one: one[0].order)
 
+    def has_seen(self, module: nn.Module) -> bool:
+        """Whether it, or a part of it, was built or loaded in the test's own time."""
+        return any(self._family.knows(part) for part in nn.Module.modules(module))
+
     def expected(self) -> list[ModelSizes]:
         """The models that are being loaded, as they are going to be."""
         if self._paused_from is not None:

@@ -25,13 +25,13 @@ class Scope:
     modules: list[weakref.ref[Any]] = field(default_factory=list)
     """The same, but for what was described only: a path, a config."""
     width: int = 0
-    """Of a fixture's scope; the greater, the further outside."""
+    """Of a fixture's scope; the greater, the further outside. 0: a test's or a block's."""
     uses: Callable[[], Collection[Scope]] | None = None
     """Of a test's scope: the fixtures' scopes that concern it. None leaves that to the scope around it."""
 
 
 _lock = threading.Lock()
-_everywhere = Scope()
+_everywhere = Scope(width=100)
 """What was watched outside of any test and fixture: in a conftest, in a script."""
 _open: list[Scope] = []
 """Tests, blocks, and fixtures that are being set up: the last is the innermost."""
@@ -54,9 +54,9 @@ def watched() -> list[ModelSizes]:
     return [model for scope in _meant() for model in scope.models]
 
 
-def watched_modules() -> list[weakref.ref[Any]]:
-    """The same, as modules, which may be gone."""
-    return [module for scope in _meant() for module in scope.modules]
+def watched_modules(*, wider: bool = False) -> list[weakref.ref[Any]]:
+    """The same, as modules, which may be gone. `wider`: only if no test and no block watches them itself."""
+    return [module for scope in _meant() for module in scope.modules if scope.width or not wider]
 
 
 def _meant() -> list[Scope]:

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import pytest_memleak.errors
 from tests.conftest import Records, Run
-
-BUILD = """
-import gc
-import pytest, torch
-import pytest_memleak
-
-def build(fixed=False, width=64):
-    with torch.device("meta"):
-        model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(2)])
-    model.to_empty(device=torch.get_default_device())
-    for layer in model if fixed else ():
-        layer.reset_parameters()
-    return model
-"""
-
-
-def verdicts(records: Records) -> dict[str, str]:
-    return {name: told["verdict"] for name, told in records().items()}
-
-
-def of_check(told: dict[str, Any], check: str = "no_nan") -> dict[str, Any]:
-    (result,) = (one for one in told["results"] if one["check"] == check)
-    return dict(result)
+from tests.hooks.values import BUILD, TRAIN, of_check, verdicts
 
 
 def test_the_bug_is_red_wherever_the_model_is_and_the_fix_is_green(run: Run, records: Records) -> None:
@@ -197,28 +174,6 @@ def test_its_own_failure():
     assert "all 4 tensors are unmaterialized" in told["test_all_on_meta"]
 
 
-TRAIN = (
-    BUILD
-    + """
-class Diverges(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.sum()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.expand(64) * ctx.factor, None
-
-def train(model, optimizer, factors):
-    for factor in factors:
-        optimizer.zero_grad()
-        Diverges.apply(model(torch.ones(64)), factor).backward()
-        optimizer.step()
-"""
-)
-
-
 def test_gradients_losses_and_the_state_of_optimizers(run: Run, records: Records) -> None:
     result = run(
         TRAIN
@@ -305,197 +260,6 @@ def test_not_asked_for():
     kinds = told["test_fine"]["details"][0].removeprefix("looked at ").split(", ")
     # Gradients of a step, and those at the end. The state of AdamW: two moments and the step of four parameters.
     assert sorted(kinds) == ["1 loss", "12 tensors of optimizers", "4 parameters", "8 gradients"]
-
-
-def test_with_a_budget_on_committed_memory_it_runs_twice(run_on_cpu: Run, records: Records) -> None:
-    result = run_on_cpu(
-        BUILD
-        + """
-import unittest
-
-runs = []
-
-@pytest.fixture
-def poisoned():
-    runs.append(bool(torch.empty(100).isnan().all()))
-    return runs[-1]
-
-@pytest.mark.no_nan
-@pytest.mark.max_host_peak("8MiB")
-def test_untouched(poisoned):
-    block = torch.empty(64 << 20)
-    build(fixed=True)
-
-@pytest.mark.no_nan
-@pytest.mark.max_leak("1MiB", of="host", repeat=3, warmups=1)
-def test_leaks_nothing(poisoned):
-    build(fixed=True)
-
-@pytest.mark.no_nan
-@pytest.mark.max_host_peak("8MiB")
-def test_both_break(poisoned):
-    build()
-    torch.zeros(64 << 20).fill_(1)
-
-@pytest.mark.no_nan
-@pytest.mark.max_host_peak("8MiB")
-def test_passes_the_first_time_alone(poisoned):
-    assert poisoned
-
-@pytest.mark.no_nan(poison=False)
-@pytest.mark.max_host_peak("8MiB")
-def test_not_poisoned(poisoned):
-    build(fixed=True)
-
-class TestCase(unittest.TestCase):
-    @pytest.mark.no_nan
-    @pytest.mark.max_host_peak("8MiB")
-    def test_of_a_class(self):
-        runs.append(bool(torch.empty(100).isnan().all()))
-        build(fixed=True)
-
-def test_the_runs():
-    assert runs == [
-        *(True, False), *(True, False, False, False, False), *(True, False), *(True, False), False, *(True, False)
-    ]
-""",
-        "--memleak-json=out.json",
-        "-p",
-        "no:randomly",
-    )
-    result.assert_outcomes(passed=5, failed=2)
-    told = records()
-    twice = [name for name, one in told.items() if any("ran twice" in note for note in one["notes"])]
-    assert sorted(twice) == [
-        "test_both_break",
-        "test_leaks_nothing",
-        "test_of_a_class",
-        "test_passes_the_first_time_alone",
-        "test_untouched",
-    ]
-    assert of_check(told["test_untouched"], "max_host_peak")["measured"] < 8 << 20
-    both = told["test_both_break"]
-    assert (of_check(both)["verdict"], of_check(both, "max_host_peak")["verdict"]) == ("fail", "fail")
-    assert of_check(told["test_passes_the_first_time_alone"])["verdict"] == "not judged"
-
-
-def test_where_there_are_no_fresh_fixtures_it_is_refused(pytester: pytest.Pytester, run_on_cpu: Run) -> None:
-    pytester.makeconftest(
-        """
-        import pytest
-
-        class Item(pytest.Item):
-            def runtest(self): ...
-
-        class File(pytest.File):
-            def collect(self):
-                item = Item.from_parent(self, name="line")
-                item.add_marker(pytest.mark.no_nan)
-                item.add_marker(pytest.mark.max_host_peak("1GiB"))
-                yield item
-
-        def pytest_collect_file(file_path, parent):
-            return File.from_parent(parent, path=file_path) if file_path.suffix == ".txt" else None
-        """
-    )
-    pytester.maketxtfile(test_doc="a line")
-    result = run_on_cpu("")
-    result.assert_outcomes(errors=1)
-    text = " ".join(result.stdout.str().split())
-    assert "needs two runs with fresh fixtures, and 'line' is of Item" in text
-
-
-def test_poison_goes_whatever_becomes_of_the_test(run: Run) -> None:
-    result = run(
-        BUILD
-        + """
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    assert not torch.are_deterministic_algorithms_enabled() or is_asked
-    yield
-
-is_asked = True
-
-@pytest.fixture
-def fails():
-    assert torch.empty(9).isnan().all()
-    raise ValueError
-
-@pytest.mark.no_nan
-def test_set_up_fails(fails): ...
-
-@pytest.mark.no_nan
-def test_fails():
-    raise ValueError
-
-@pytest.mark.no_nan
-def test_skips():
-    pytest.skip("no")
-
-@pytest.fixture(scope="module")
-def wide():
-    return torch.are_deterministic_algorithms_enabled()
-
-@pytest.mark.no_nan
-def test_wider_fixtures_are_not_poisoned(wide):
-    assert not wide
-    assert torch.are_deterministic_algorithms_enabled()
-    build(fixed=True)
-
-@pytest.mark.no_nan(poison=False)
-def test_not_asked_for():
-    assert not torch.are_deterministic_algorithms_enabled()
-    build(fixed=True)
-
-def test_after():
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
-""",
-    )
-    result.assert_outcomes(passed=3, failed=1, skipped=1, errors=1)
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_memory_is_the_same_with_it(run: Run, records: Records) -> None:
-    result = run(
-        TRAIN
-        + """
-def work():
-    model = build(fixed=True, width=64)
-    train(model, torch.optim.AdamW(model.parameters()), [1.0, 2.0])
-    torch.empty(100_000)
-
-@pytest.mark.max_peak("1GiB")
-@pytest.mark.max_leak
-def test_warm_up():
-    work()
-
-@pytest.mark.max_peak("1GiB")
-@pytest.mark.max_leak
-def test_plain():
-    work()
-
-@pytest.mark.max_peak("1GiB")
-@pytest.mark.max_leak
-@pytest.mark.no_nan
-def test_poisoned():
-    work()
-
-@pytest.mark.max_peak("1GiB")
-@pytest.mark.max_leak(repeat=2)
-@pytest.mark.no_nan(gradients=True)
-def test_with_gradients():
-    work()
-""",
-        "--memleak-json=out.json",
-    )
-    result.assert_outcomes(passed=4)
-    told = records()
-    peak, leak = (of_check(told["test_plain"], check) for check in ("max_peak", "max_leak"))
-    for name in ("test_poisoned", "test_with_gradients"):
-        own = of_check(told[name], "max_peak")
-        assert own["measured"] - own["base"] - (peak["measured"] - peak["base"]) == 0, name
-        assert of_check(told[name], "max_leak")["measured"] == leak["measured"] == 0
 
 
 def test_reports_and_the_page_show_it(run_on_cpu: Run, records: Records) -> None:
@@ -588,43 +352,6 @@ def test_no_nan():
 """
     )
     result.assert_outcomes(passed=1)
-
-
-def test_poison_that_the_test_switches_off_is_no_poison(run_on_cpu: Run) -> None:
-    result = run_on_cpu(
-        BUILD
-        + """
-@pytest.mark.no_nan
-def test_lifted():
-    torch.use_deterministic_algorithms(False)
-    model = build(fixed=True)
-
-@pytest.mark.no_nan(poison=False)
-def test_without():
-    torch.use_deterministic_algorithms(False)
-    model = build(fixed=True)
-
-@pytest.mark.no_nan(gradients=True)
-def test_a_loss_of_its_own():
-    model = build(fixed=True)
-    torch.autograd.backward([model(torch.ones(1, 64)).sum() * float("nan")])
-    model.zero_grad()
-    model(torch.ones(1, 64)).sum().backward()
-
-@pytest.mark.no_nan
-def test_a_type_without_a_fill():
-    model = build(fixed=True)
-    raise NotImplementedError('"fill_empty_deterministic_" not implemented for \\'Float4_e2m1fn_x2\\'')
-"""
-    )
-    result.assert_outcomes(passed=1, failed=2, errors=1)
-    result.stdout.fnmatch_lines(
-        [
-            "*no_nan INCONCLUSIVE: the test has switched the filling of uninitialized memory off itself*",
-            "*no_nan FAILED: the loss of backward 1*",
-            "*what to do: leave it as it comes, @pytest.mark.no_nan(poison=False)",
-        ]
-    )
 
 
 def test_functions_that_find_nothing_to_look_at_do_not_pass() -> None:

@@ -238,7 +238,6 @@ def test_a_limit_is_shown_once_it_has_a_value(terminal: Open, pytester: pytest.P
 
 def test_an_interrupt_leaves_clean_lines(terminal: Open) -> None:
     one = terminal(LONG)
-    # The body waits by now: while objects are searched or freed, an interrupt can be lost in a callback.
     one.until(lambda lines: any("25 MiB now" in line for line in lines))
     one.process.send_signal(signal.SIGINT)
     lines = one.rest()

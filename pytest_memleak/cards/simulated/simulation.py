@@ -26,6 +26,7 @@ from pytest_memleak.cards.simulated.presumptions import Presumptions
 from pytest_memleak.cards.simulated.profiles import MOST_CARDS, Profile
 from pytest_memleak.cards.simulated.unknowns import PLACEHOLDER, Asked, Unknowns
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.events.callbacks import called_by_native_code
 from pytest_memleak.events.recording import Alarm
 from pytest_memleak.plan import Cap
 
@@ -324,12 +325,14 @@ class Simulation:
 
     # --- what torch asks for
 
+    @called_by_native_code
     def _asked(self, asked: int, what: bytes) -> None:
         if asked == Asked.MARGIN:
             self.margins.tell(what)
         else:
             self.unknowns.answer(asked, what)
 
+    @called_by_native_code
     def _taking(self, size: int, device: int, stream: int) -> int:
         if self._user is None:
             self._user = os.getpid()
@@ -350,6 +353,7 @@ class Simulation:
             alarm.ring(allocator.allocated, size, refused=False)
         return pointer
 
+    @called_by_native_code
     def _giving(self, pointer: int) -> None:
         if self.is_in_bad_fork():
             return  # the parent's: its allocator may be locked here for ever
