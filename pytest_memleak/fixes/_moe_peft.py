@@ -14,8 +14,8 @@ A parameter that `bitsandbytes.nn.parametrize` quantized is no parameter to PEFT
 - Since 0.21 the part that is added is of another class than the one that is removed, if the parameter has more
   parametrizations than that: it stays, and the next forward pass fails.
 
-`patches` mends these, for parameters that are held in a type without fractions and for no others; a merge is refused.
-The caller's config is left as it is.
+`patches` mends these once PEFT is imported, for parameters that are held in a type without fractions and for no
+others; a merge is refused. The caller's config is left as it is.
 
 Checked with PEFT 0.18.1, 0.19.1, 0.20.0, 0.21.0 and 0.21.2. The first two take no second adapter of parameters, and
 0.19 no pattern and no ``"all-linear"`` for a mixture, quantized or not.
@@ -27,23 +27,28 @@ import copy
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pytest_memleak.errors import BadInput
-from pytest_memleak.upstream.patches import Patch, Unrecognised
+from pytest_memleak.upstream.imports import AfterImport
+from pytest_memleak.upstream.patches import Patch
 
 _LISTS = "parametrizations"
 _WRAPPED = ".base_layer"
 
 
-def patches() -> Iterator[Patch]:
+def patches() -> AfterImport:
     """What a fix that leaves quantized experts in models has to have in force while LoRA is attached and trained."""
+    return AfterImport({"peft.tuners.lora.layer": patches_of})
+
+
+def patches_of(layers: Any) -> Iterator[Patch]:
+    """Of PEFT's module for LoRA's layers, and of the one that this has imported."""
+    if (wrapper := getattr(layers, "ParamWrapper", None)) is None:
+        return  # before 0.17 no parameters of other modules than PEFT's own are trained
     tuner = importlib.import_module("peft.tuners.tuners_utils").BaseTuner
-    wrapper = getattr(importlib.import_module("peft.tuners.lora.layer"), "ParamWrapper", None)
-    if wrapper is None:
-        raise Unrecognised("this release of PEFT trains no parameters of other modules than its own: 0.17 is the first")
     lists = _Lists()
     yield Patch(tuner, "inject_adapter", lists.known, parameters=["self", "model"])
     yield Patch(tuner, "_check_target_module_exists", lists.no_target, parameters=["key"])
@@ -62,17 +67,6 @@ def quantized_in(module: Any) -> dict[str, Any]:
         return {}
     held = ((name, one, getattr(one, "original", None)) for name, one in lists.items())
     return {name: one for name, one, original in held if original is not None and not original.is_floating_point()}
-
-
-def in_order(module: Any, names: Iterable[str]) -> None:
-    """Puts a module's quantized parameters in the order of these names: that of its parameters before.
-
-    Wrappers of several parameters of one module lie one in the other in that order, and adapters tell them by it.
-    """
-    quantized = quantized_in(module)
-    for name in names:
-        if name in quantized:
-            getattr(module, _LISTS)[name] = getattr(module, _LISTS).pop(name)
 
 
 class _Lists(threading.local):

@@ -14,6 +14,7 @@ Checked with transformers 5.0.0, 5.3.0, 5.4.0, 5.23.0 and 5.24.0, bitsandbytes 0
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,12 @@ def quantize_experts(model: Any, config: Any = None) -> Outcome:
     return _moe_model.quantize_experts(model, config)
 
 
-def _by_expert() -> Iterator[Patch]:
-    """Loads in 4 bits quantize the experts as they come."""
-    from pytest_memleak.fixes._moe_patches import patches
+def _by_expert() -> Iterator[AbstractContextManager[object]]:
+    """Loads in 4 bits quantize the experts as they come, and LoRA finds and trains what is packed."""
+    from pytest_memleak.fixes import _moe_patches, _moe_peft
 
-    yield from patches()
+    yield from _moe_patches.patches()
+    yield _moe_peft.patches()
 
 
 def _at_full_precision() -> list[Patch]:

@@ -21,6 +21,9 @@ class AfterImport(MetaPathFinder):
         self._patches = patches
         self._undo = contextlib.ExitStack()
 
+    def __str__(self) -> str:
+        return ", ".join(self._patches)
+
     def __enter__(self) -> AfterImport:
         with contextlib.ExitStack() as undo:
             self._undo = undo
