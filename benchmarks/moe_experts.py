@@ -2,10 +2,9 @@
 
     python benchmarks/moe_experts.py values         # on the CPU: bytes, and logits with and without
     python benchmarks/moe_experts.py strategies     # predicted: peaks of ways to get there
-    python benchmarks/moe_experts.py sizes          # predicted: models of real size on cards of 16 and 24 GiB
 
-Needs no card, and the second and third no memory to speak of. Qwen3-MoE, Mixtral and GPT-OSS with 32 experts in each of
-4 layers (hidden size 512, experts 256 wide, bf16); the ones of real size are Qwen3-30B-A3B and GPT-OSS-20B.
+Needs no card, and the second no memory to speak of. Qwen3-MoE, Mixtral and GPT-OSS with 32 experts in each of 4 layers
+(hidden size 512, experts 256 wide, bf16); of models of real size tells moe_sizes.py.
 """
 
 from __future__ import annotations
@@ -54,25 +53,6 @@ def small() -> dict[str, Any]:
         "Mixtral": MixtralConfig(**_ALIKE, num_local_experts=32, intermediate_size=256),
         "GPT-OSS": GptOssConfig(**_ALIKE, num_local_experts=32, intermediate_size=256, head_dim=64),
     }
-
-
-def of_real_size() -> dict[str, Any]:
-    from transformers import GptOssConfig, Qwen3MoeConfig
-
-    qwen = Qwen3MoeConfig(
-        vocab_size=151936,
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_hidden_layers=48,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        num_experts=128,
-        num_experts_per_tok=8,
-        tie_word_embeddings=False,
-    )
-    return {"Qwen3-30B-A3B": qwen, "GPT-OSS-20B": GptOssConfig(num_hidden_layers=24, num_local_experts=32)}
 
 
 def load(folder: Path, device: str, four_bits: bool = True) -> Any:
@@ -199,21 +179,6 @@ def strategies() -> None:
                 print(f"| {title} | {found.allocated_peak:,} | {final:,} | {over:,} |{_doubt(found)}", flush=True)
 
 
-def sizes() -> None:
-    print("| | card | | peak | final | reserved |\n|---|---|---|---|---|---|")
-    for name, config in of_real_size().items():
-        with tempfile.TemporaryDirectory() as folder:
-            make_checkpoint(config, Path(folder), sparse=True, tokenizer=False)
-            for card in ("16G", "24G", "h200"):
-                for title, way in (("as it is", load), ("with the fix", under_the_fix)):
-                    found, final = _predicted(way, Path(folder), card)
-                    fits = f"{found.allocated_peak:,} | {final:,} | {found.reserved_peak:,}"
-                    print(
-                        f"| {name} | {card} | {title} | {fits if found.fits else 'out of memory | |'} |{_doubt(found)}",
-                        flush=True,
-                    )
-
-
 def _predicted(way: Callable[[Path, str], Any], folder: Path, card: str) -> tuple[Prediction, int]:
     final = 0
 
@@ -232,9 +197,9 @@ def _doubt(found: Prediction) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["values", "strategies", "sizes"])
+    parser.add_argument("what", choices=["values", "strategies"])
     warnings.simplefilter("ignore")
-    {"values": values, "strategies": strategies, "sizes": sizes}[parser.parse_args().what]()
+    {"values": values, "strategies": strategies}[parser.parse_args().what]()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class Load:
             return
         self.experts = {one.name: one for one in to_quantize(model, self.settings, config.device_map, self.outcome)}
 
+    @property
+    def at_last(self) -> bool:
+        """All of its expert tensors are there but one."""
+        return len(self.packed) + 1 == len(self.experts)
+
     def take(self, name: str, done: Packed) -> None:
         self.packed[name] = done
         # Upstream initializes what has no such mark.

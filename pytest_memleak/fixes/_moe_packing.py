@@ -23,12 +23,18 @@ _PER_BYTE = 2
 class Packing:
     """A tensor of that shape, as far as its pieces have come."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, settings: Settings) -> None:
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, device: torch.device, settings: Settings, *, is_last: bool = False
+    ) -> None:
         self.shape = shape
         self.dtype = dtype
         self.settings = settings
+        self._device = device
         self._done = 0
-        self._packed = torch.empty(shape.numel() // _PER_BYTE, dtype=torch.uint8, device=device)
+        # To nest the maxima all of them have to be there. As long as other tensors of experts are still to come, that
+        # takes less than those will. The last one makes room itself: it comes to the card when the maxima are gone.
+        place = torch.device("cpu") if is_last else device
+        self._packed = torch.empty(shape.numel() // _PER_BYTE, dtype=torch.uint8, device=place)
         # Maxima take a 32nd of the tensor, which is several experts where a layer has hundreds of them. They wait on
         # the host until there is no piece on the card any more.
         self._maxima = torch.empty(shape.numel() // settings.blocksize, dtype=torch.float32)
@@ -56,7 +62,7 @@ class Packing:
         functional = import_module("bitsandbytes.functional")
         if self._done != self.shape.numel():
             raise AssertionError(f"{self._done} of {self.shape.numel()} values came")
-        device = self._packed.device
+        device = self._device
         maxima = self._maxima.to(device)
         del self._maxima
         offset = state2 = None
@@ -64,6 +70,7 @@ class Packing:
             offset = maxima.mean()
             maxima -= offset
             maxima, state2 = functional.quantize_blockwise(maxima, blocksize=NESTED_BLOCKSIZE)
+        data = self._packed.to(device).view(-1, 1)
         state = functional.QuantState(
             absmax=maxima,
             shape=self.shape,
@@ -74,7 +81,7 @@ class Packing:
             offset=offset,
             state2=state2,
         )
-        return Packed(self._packed.view(-1, 1), state)
+        return Packed(data, state)
 
 
 class Packed:
@@ -106,12 +113,14 @@ class Packed:
         parametrized[0].quant_state = self.state
 
 
-def packed(pieces: Iterable[torch.Tensor], shape: torch.Size, settings: Settings) -> Packed:
-    """Of pieces that come one after the other, none of which is needed once the next is asked for."""
+def packed(pieces: Iterable[torch.Tensor], shape: torch.Size, settings: Settings, *, is_last: bool = False) -> Packed:
+    """Of pieces that come one after the other, none of which is needed once the next is asked for. `is_last`: of the
+    tensors of a load, whatever else may come to the card after them.
+    """
     packing: Packing | None = None
     for piece in pieces:
         if packing is None:
-            packing = Packing(shape, piece.dtype, piece.device, settings)
+            packing = Packing(shape, piece.dtype, piece.device, settings, is_last=is_last)
         packing.add(piece)
         del piece  # or it would be there while the next one is made
     if packing is None:

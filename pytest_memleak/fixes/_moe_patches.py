@@ -137,7 +137,7 @@ def _packs(load: Load, mapping: Any, name: str, config: Any) -> bool:
     else:
         shape, blocksize = one.parameter.shape, load.settings.blocksize
         pieces = _moe_sources.pieces(mapping, name, shape, config, blocksize)
-        done = packed(pieces, shape, load.settings) if pieces is not None else None
+        done = packed(pieces, shape, load.settings, is_last=load.at_last) if pieces is not None else None
     if done is not None:
         load.take(name, done)
     return done is not None

@@ -72,8 +72,8 @@ class Stored:
 def packed_in(files: Iterable[str], model: nn.Module) -> frozenset[str]:
     """The experts of a model that these files have in 4 bits, by headers and what undoes them.
 
-    Names in a file may differ from the model's in what stands before a layer's number and behind it: told by the numbers
-    and by how a name ends.
+    Names in a file may differ from the model's in what stands before a layer's number and behind it: they are told by
+    the numbers and by how they end.
     """
     ends: set[tuple[str, ...]] = set()
     for file in (str(one) for one in files):

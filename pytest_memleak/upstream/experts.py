@@ -54,8 +54,8 @@ def expert_parameters(model: nn.Module) -> list[ExpertParameter]:
 
 
 def is_stack(parameter: torch.Tensor) -> bool:
-    """Whether it is a stack of matrices: biases may be 3D as well, with a side of 1."""
-    return parameter.dim() == 3 and min(parameter.shape[1:]) > 1 and parameter.is_floating_point()
+    """Whether it is a stack of matrices: biases may be 3D as well, and positions, with a side of 1."""
+    return parameter.dim() == 3 and min(parameter.shape) > 1 and parameter.is_floating_point()
 
 
 def _is_routed(modules: dict[str, nn.Module], path: str, stack: torch.Tensor) -> bool:

@@ -177,6 +177,23 @@ def test_no_load_asks_for_the_experts_values(folder: Path, monkeypatch: pytest.M
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_what_nobody_knows_how_to_read_by_expert_is_put_together_first(
+    tmp_path: Path, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: Log
+) -> None:
+    from pytest_memleak.fixes import _moe_sources
+
+    saved(tmp_path, config())
+    with FIX.fixed():
+        by_expert = load(tmp_path, four_bits())
+        caplog.clear()
+        monkeypatch.setattr(_moe_sources, "pieces", lambda *given: None)
+        whole = load(tmp_path, four_bits())
+    assert differences(by_expert, whole) == []
+    count = len(states(whole))
+    assert f"{count} of them a whole tensor at a time, since how the checkpoint has them is not known" in caplog.text
+
+
 def test_what_was_done_is_told(folder: Path, caplog: Log) -> None:
     with FIX.fixed() as applied:
         load(folder, four_bits(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))

@@ -62,6 +62,7 @@ def test_a_name_tells_where_there_is_no_router() -> None:
         (Plain(gates=Plain(w=stack(4, 16, 8), b=stack(4, 8))), "its own biases"),
         (Plain(layers=nn.ModuleList([Plain(w=stack(4, 16, 8)), nn.Linear(8, 4)])), "another layer's weight"),
         (Plain(experts=Plain(bias=stack(4, 1, 8), norm=stack(8), both=stack(4, 8))), "biases and norms"),
+        (Plain(action_expert=Plain(positions=stack(1, 16, 8))), "positions of a model that is called an expert"),
         (Plain(experts=Plain(packed=stack(4, 16, 8, dtype=torch.uint8))), "what is packed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
