@@ -148,7 +148,7 @@ def test_after_the_fix_loads_are_as_they_were(folder: Path) -> None:
 def test_a_load_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_memleak.fixes import _moe_patches
 
-    def fails(*args: object) -> None:
+    def fails(*given: object, **how: object) -> None:
         raise OSError("no such expert")
 
     with FIX.fixed():
