@@ -216,6 +216,14 @@ def test_experts_compute_in_the_type_of_the_load(folder: Path, caplog: Log) -> N
     model(torch.arange(8)[None])
 
 
+def test_experts_are_stored_as_bytes(folder: Path) -> None:
+    """Whatever layers are stored as: so bitsandbytes has parameters."""
+    with FIX.fixed():
+        model = load(folder, four_bits(bnb_4bit_quant_storage=torch.bfloat16))
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+    assert model.model.layers[0].mlp.experts.parametrizations.down_proj.original.dtype == torch.uint8
+
+
 def test_a_cast_on_the_way(folder: Path) -> None:
     with FIX.fixed():
         model = load(folder, four_bits(), torch_dtype=torch.float16)
