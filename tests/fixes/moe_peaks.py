@@ -35,7 +35,7 @@ def test_over_what_stays(tmp_path: Path, config: Callable[..., Any], experts: in
     own = {"num_experts": experts} if config is qwen3_moe else {}
     wide = {"moe_intermediate_size" if config is qwen3_moe else "intermediate_size": WIDTH}
     made = config(hidden_size=HIDDEN, num_local_experts=experts, **own, **wide)
-    # Not of zeros: the kernel of bitsandbytes 0.48 for the CPU, which computes what is known, crashes on blocks of them.
+    # Not of zeros: bitsandbytes 0.48's kernel for the CPU, which computes what is known, crashes on blocks of them.
     make_checkpoint(made, tmp_path, tokenizer=False)
     asked = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=nested, bnb_4bit_quant_type="nf4")
     final = packed = 0
