@@ -119,6 +119,15 @@ def test_other_loads_are_left_alone(folder: Path, caplog: Log) -> None:
     assert "moe_experts" not in caplog.text
 
 
+@pytest.fixture
+def default_dtype() -> Iterator[None]:
+    """Loads in several threads leave another one: each sets it for the whole process, and puts back what it found."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("default_dtype")
 def test_loads_with_other_settings_do_not_mix(folder: Path) -> None:
     asked = [("nf4", True), ("fp4", False), ("fp4", True), ("nf4", False)]
     together = threading.Barrier(len(asked), timeout=120)
