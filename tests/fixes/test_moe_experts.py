@@ -119,6 +119,15 @@ def test_other_loads_are_left_alone(folder: Path, caplog: Log) -> None:
     assert "moe_experts" not in caplog.text
 
 
+@pytest.fixture
+def default_dtype() -> Iterator[None]:
+    """Loads in several threads leave another one: each sets it for the whole process, and puts back what it found."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("default_dtype")
 def test_loads_with_other_settings_do_not_mix(folder: Path) -> None:
     asked = [("nf4", True), ("fp4", False), ("fp4", True), ("nf4", False)]
     together = threading.Barrier(len(asked), timeout=120)
@@ -148,7 +157,7 @@ def test_after_the_fix_loads_are_as_they_were(folder: Path) -> None:
 def test_a_load_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_memleak.fixes import _moe_patches
 
-    def fails(*args: object) -> None:
+    def fails(*given: object, **how: object) -> None:
         raise OSError("no such expert")
 
     with FIX.fixed():
@@ -214,6 +223,14 @@ def test_experts_compute_in_the_type_of_the_load(folder: Path, caplog: Log) -> N
     assert {state.dtype for state in states(model).values()} == {torch.bfloat16}
     assert "they compute in bfloat16 and not in float32" in caplog.text
     model(torch.arange(8)[None])
+
+
+def test_experts_are_stored_as_bytes(folder: Path) -> None:
+    """Whatever layers are stored as: so bitsandbytes has parameters."""
+    with FIX.fixed():
+        model = load(folder, four_bits(bnb_4bit_quant_storage=torch.bfloat16))
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+    assert model.model.layers[0].mlp.experts.parametrizations.down_proj.original.dtype == torch.uint8
 
 
 def test_a_cast_on_the_way(folder: Path) -> None:

@@ -1,52 +1,16 @@
-"""What a load needs beyond what stays, predicted: what is in hand, however many experts there are."""
+"""What a load under the fix `moe_experts` needs beyond what stays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.alone import run_alone
+
 pytest.importorskip("bitsandbytes.nn.parametrize")
 pytest.importorskip("transformers.core_model_loading")
-if torch.accelerator.is_available():
-    pytest.skip("no card is simulated beside a real one", allow_module_level=True)
-
-from pytest_memleak.budget.weights import held_bytes  # noqa: E402
-from pytest_memleak.fixes.moe_experts import FIX  # noqa: E402
-from pytest_memleak.prediction import predict  # noqa: E402
-from pytest_memleak.upstream.checkpoints import make_checkpoint  # noqa: E402
-from tests.fixes.moe_models import gpt_oss, load, mixtral, qwen3_moe, states  # noqa: E402
-
-from transformers import BitsAndBytesConfig  # noqa: E402  isort: skip
-
-HIDDEN, WIDTH = 256, 128
-EXPERT = 2 * WIDTH * HIDDEN * 2
-"""Gate and up of one, in bf16. A layer of attention has 64 × 256 values at most."""
 
 
-@pytest.mark.parametrize(
-    ("config", "experts", "nested"),
-    [(qwen3_moe, 8, True), (qwen3_moe, 8, False), (mixtral, 192, True), (gpt_oss, 192, True), (gpt_oss, 8, False)],
-)
-def test_over_what_stays(tmp_path: Path, config: Callable[..., Any], experts: int, nested: bool) -> None:
-    own = {"num_experts": experts} if config is qwen3_moe else {}
-    wide = {"moe_intermediate_size" if config is qwen3_moe else "intermediate_size": WIDTH}
-    made = config(hidden_size=HIDDEN, num_local_experts=experts, **own, **wide)
-    make_checkpoint(made, tmp_path, sparse=True, tokenizer=False)
-    asked = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=nested, bnb_4bit_quant_type="nf4")
-    final = packed = 0
-
-    def program(card: Any) -> Any:
-        nonlocal final, packed
-        with FIX.fixed():
-            model = load(tmp_path, asked, device_map={"": card.device})
-        final, packed = held_bytes(model), len(states(model))
-        return model
-
-    found = predict(program, "h200")
-    assert found.doubt is None
-    assert packed == 4
-    assert 0 <= found.allocated_peak - final <= 2 * EXPERT
+def test_peaks(pytester: pytest.Pytester) -> None:
+    run_alone(pytester, Path(__file__).with_name("moe_peaks.py"))
