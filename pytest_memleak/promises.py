@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from _pytest.mark.structures import get_unpacked_marks
 from _pytest.nodes import Node
 
+from pytest_memleak import fixtures
 from pytest_memleak.errors import BadInput
 from pytest_memleak.marks import MARKERS, Part, max_host_peak, max_leak, max_peak, memleak_off, ranks, shown
 from pytest_memleak.plan import Cap, Plan, Ranks
@@ -45,9 +47,7 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     parts = {marker.__name__: _read(item, marker) or defaults.get(marker.__name__) for marker in promised}
     own_cap = parts["gpu_cap"]
     cap = own_cap or _run_cap(settings)
-    marked = (
-        any(parts.values()) or settings.reporting or not _CARD_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
-    )
+    marked = any(parts.values()) or settings.reporting or any(map(partial(_uses, item), _CARD_FIXTURES))
     if not marked and cap is None and settings.backend != SIMULATED:
         return None
     return Plan(
@@ -66,7 +66,19 @@ def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     )
 
 
-_CARD_FIXTURES = frozenset({"card", "memory", "warmup_spy"})
+_CARD_FIXTURES = ("card", "memory", "warmup_spy")
+
+
+def _uses(item: pytest.Item, name: str) -> bool:
+    """Whether the test uses our fixture: the name may be a parameter's as well, or a fixture of the project's own."""
+    if name not in getattr(item, "fixturenames", ()):
+        return False
+    for definition in reversed(getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}).get(name, ())):
+        if getattr(definition.func, "__module__", "") == fixtures.__name__:
+            return True
+        if name not in definition.argnames:
+            return False  # it does not build on ours
+    return True
 
 
 def _read(item: pytest.Item, marker: Callable[..., Callable[[str], Part]]) -> Part | bool:

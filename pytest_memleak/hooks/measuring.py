@@ -9,6 +9,7 @@ the teardown, and the body's "passed" is not counted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,7 @@ class MeasuredTests:
             self.test.call_logged = True
 
     def _pausing_for_wider(self, finish: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(finish)  # a run inside of this one, as plugins test themselves, looks at its parameters
         def pausing(fixturedef: pytest.FixtureDef[Any], *args: Any, **kwargs: Any) -> None:
             if fixturedef.scope == "function" or fixturedef.cached_result is None:
                 return finish(fixturedef, *args, **kwargs)

@@ -128,12 +128,12 @@ def test_another_thread_leaves_handlers_alone(handled: list[int]) -> None:
     assert found == [signal.getsignal(signal.SIGUSR1)]
 
 
-@pytest.mark.parametrize("card", ["cpu", "simulated"])
-def test_no_alarm_is_lost_while_memory_is_allocated(pytester: pytest.Pytester, card: str) -> None:
-    source = ALLOCATING.replace("{card}", "card" if card == "simulated" else "")
-    source = source.replace("{device}", "card.device" if card == "simulated" else "'cpu'")
+@pytest.mark.parametrize("backend", ["cpu", "simulated"])
+def test_no_alarm_is_lost_while_memory_is_allocated(pytester: pytest.Pytester, backend: str) -> None:
+    source = ALLOCATING.replace("{card}", "card" if backend == "simulated" else "")
+    source = source.replace("{device}", "card.device" if backend == "simulated" else "'cpu'")
     pytester.makepyfile(source)
     result = pytester.runpytest_subprocess(
-        f"--gpu-backend={card}", "-W", "error::pytest.PytestUnraisableExceptionWarning", "--memleak-explain=always"
+        f"--gpu-backend={backend}", "-W", "error::pytest.PytestUnraisableExceptionWarning", "--memleak-explain=always"
     )
     result.assert_outcomes(passed=1)

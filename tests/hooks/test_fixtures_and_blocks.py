@@ -171,6 +171,54 @@ def test_conftest_may_shadow_the_fixtures(run_on_cpu: Run) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_who_only_has_the_name_is_not_measured(pytester: pytest.Pytester, run_on_cpu: Run) -> None:
+    """A parameter, a fixture of the project's own; one that builds on ours is ours."""
+    pytester.makeconftest(
+        """
+        import pathlib
+        import pytest
+        from pytest_memleak.hooks.attributes import PLAN
+
+        @pytest.hookimpl(trylast=True)
+        def pytest_collection_finish(session):
+            names = [item.name for item in session.items if PLAN in item.stash]
+            pathlib.Path("measured").write_text(" ".join(names))
+        """
+    )
+    result = run_on_cpu(
+        """
+        import pytest, torch
+
+        @pytest.fixture
+        def memory():
+            return "none"
+
+        class TestOurs:
+            @pytest.fixture
+            def memory(self, card):
+                return card.total
+
+            def test_builds_on_it(self, memory):
+                assert memory
+
+        class TestExtended:
+            @pytest.fixture
+            def card(self, card):
+                return card.device
+
+            def test_extends_it(self, card):
+                assert card == "cpu"
+
+        @pytest.mark.parametrize("card", ["spades"])
+        def test_parameter(card): ...
+
+        def test_own_fixture(memory): ...
+        """
+    )
+    result.assert_outcomes(passed=4)
+    assert pytester.path.joinpath("measured").read_text().split() == ["test_builds_on_it", "test_extends_it"]
+
+
 def test_without_pytest() -> None:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     with pytest_memleak.measure("build") as build:

@@ -241,3 +241,41 @@ def test_cap_without_a_compiler_is_judged_at_the_end(
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["*gpu_cap FAILED: peak 64 MiB > cap 16 MiB*judged at the end*"])
     result.stdout.fnmatch_lines(["*the cap is judged at*"])
+
+
+INNER = """
+import pytest, torch
+
+@pytest.fixture(scope="module", params=[1, 2])
+def wider():
+    return torch.ones(3)
+
+@pytest.mark.max_peak("1MiB")
+def test_inner(wider):
+    torch.ones(1 << 17)
+"""
+
+OUTER = """
+import pathlib
+import pytest, torch
+
+@pytest.fixture(scope="module")
+def wider():
+    return torch.ones(3)
+
+@pytest.mark.max_peak("100MiB")
+def test_outer(pytester, wider):
+    pytester.makepyfile(pathlib.Path(__file__).with_name("inner.txt").read_text())
+    pytester.runpytest_inprocess("--gpu-backend=cpu").assert_outcomes(passed=2)
+    torch.ones(1 << 20)
+"""
+
+
+def test_a_run_inside_of_a_measured_one(pytester: pytest.Pytester) -> None:
+    """As plugins test themselves: both measure."""
+    pytester.makeconftest('pytest_plugins = "pytester"')
+    pytester.makefile(".txt", inner=INNER)
+    pytester.makepyfile(OUTER)
+    result = pytester.runpytest_subprocess("--gpu-backend=cpu", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["1 test judged: 1 passed"])
