@@ -50,6 +50,9 @@ def test_loads_with_other_settings_do_not_mix(folder: Path) -> None:
     for models in (one_after_the_other, at_once):
         found = [{(state.quant_type, state.nested) for state in states(model).values()} for model in models]
         assert found == [{settings} for settings in asked]
+    for model, alone in zip(at_once, one_after_the_other, strict=True):
+        same = states(alone)
+        assert all(torch.equal(state.code, same[name].code) for name, state in states(model).items())
 
 
 def test_after_the_fix_loads_are_as_they_were(folder: Path) -> None:
