@@ -6,6 +6,7 @@ quantized each by itself, and what nested quantization makes of the blocks' maxi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -18,6 +19,15 @@ from pytest_memleak.fixes._moe_settings import Settings, require_bitsandbytes
 NESTED_BLOCKSIZE = 256
 """bitsandbytes' own, of the maxima."""
 _PER_BYTE = 2
+
+
+@functools.cache
+def table(quant_type: str) -> torch.Tensor:
+    """The 16 values that there are. bitsandbytes makes it in torch's default type, which transformers sets for the
+    whole process while it builds a model: made once, before the first load, it is no other for loads in threads.
+    """
+    made: torch.Tensor = import_module("bitsandbytes.functional").get_4bit_type(quant_type, device="cpu")
+    return made
 
 
 class Packing:
@@ -76,7 +86,7 @@ class Packing:
             shape=self.shape,
             dtype=self.dtype,
             blocksize=self.settings.blocksize,
-            code=functional.get_4bit_type(self.settings.quant_type, device=device),
+            code=table(self.settings.quant_type).to(device, copy=True),
             quant_type=self.settings.quant_type,
             offset=offset,
             state2=state2,

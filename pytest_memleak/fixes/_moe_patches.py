@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 
 from pytest_memleak.fixes import _moe_reload, _moe_sources
 from pytest_memleak.fixes._moe_load import Load, Loads
-from pytest_memleak.fixes._moe_packing import packed
-from pytest_memleak.fixes._moe_settings import require_bitsandbytes
+from pytest_memleak.fixes._moe_packing import packed, table
+from pytest_memleak.fixes._moe_settings import TYPES, require_bitsandbytes
 from pytest_memleak.fixes._moe_sizing import sizing
 from pytest_memleak.upstream.experts import expert_parameters
 from pytest_memleak.upstream.patches import Patch, Unrecognised
@@ -25,6 +25,8 @@ from pytest_memleak.upstream.patches import Patch, Unrecognised
 
 def patches() -> Iterator[Patch]:
     require_bitsandbytes()
+    for quant_type in TYPES:
+        table(quant_type)
     loader, modeling = _modules()
     loads, pending = Loads(), WeakKeyDictionary[Any, Load]()
     yield _following(modeling, loads, pending)

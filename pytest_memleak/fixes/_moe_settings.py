@@ -17,7 +17,7 @@ from pytest_memleak.upstream.experts import ExpertParameter, expert_parameters
 
 OLDEST = "0.48"
 """The first bitsandbytes that quantizes parameters which are no layer's weight."""
-_TYPES = ("nf4", "fp4")
+TYPES = ("nf4", "fp4")
 _SKIP = "name what has to stay as it is in llm_int8_skip_modules of the BitsAndBytesConfig"
 
 
@@ -37,8 +37,8 @@ class Settings:
 def settings_of(config: Any, skipped: Iterable[str] | None = None) -> Settings:
     """What a `BitsAndBytesConfig` asks for; `skipped`: what a load made of its list, which adds to it."""
     quant_type = str(getattr(config, "bnb_4bit_quant_type", None))
-    if quant_type not in _TYPES:
-        raise BadInput(f"bnb_4bit_quant_type={quant_type!r}: bitsandbytes has {' and '.join(_TYPES)} in 4 bits")
+    if quant_type not in TYPES:
+        raise BadInput(f"bnb_4bit_quant_type={quant_type!r}: bitsandbytes has {' and '.join(TYPES)} in 4 bits")
     asked = skipped if skipped is not None else config.llm_int8_skip_modules
     return Settings(
         quant_type,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +13,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes.nn.parametrize")
 core_model_loading = pytest.importorskip("transformers.core_model_loading")
 
-from torch import nn  # noqa: E402
-from transformers import BitsAndBytesConfig, Qwen3MoeForCausalLM, modeling_utils  # noqa: E402
+from transformers import BitsAndBytesConfig, Qwen3MoeForCausalLM  # noqa: E402
 
-from pytest_memleak.errors import BadInput, Unavailable  # noqa: E402
+from pytest_memleak.errors import BadInput  # noqa: E402
 from pytest_memleak.fixes._moe_load import to_quantize  # noqa: E402
 from pytest_memleak.fixes._moe_outcome import Outcome  # noqa: E402
 from pytest_memleak.fixes._moe_settings import settings_of  # noqa: E402
 from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
 from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
-from pytest_memleak.upstream.patches import Unrecognised  # noqa: E402
 from tests.fixes.moe_models import (  # noqa: E402
     EXPERTS,
     differences,
@@ -215,57 +211,3 @@ def test_a_checkpoint_of_other_experts_is_told_of_by_the_loader(tmp_path: Path) 
     mixtral(num_local_experts=EXPERTS + 1).save_pretrained(tmp_path)
     with FIX.fixed(), pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         load(tmp_path, four_bits())
-
-
-class TestWhatIsInstalled:
-    def test_an_old_bitsandbytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with_old("bitsandbytes", "0.47.0", monkeypatch)
-        with pytest.raises(Unavailable, match=r"needs bitsandbytes 0.48 or later: 0.47.0"), FIX.fixed():
-            pass
-        with pytest.raises(Unavailable, match=r"needs bitsandbytes 0.48 or later: 0.47.0"):
-            quantize_experts(nn.Module())
-
-    def test_no_bitsandbytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with_old("bitsandbytes", None, monkeypatch)
-        with pytest.raises(Unavailable, match="which is not installed here"), FIX.fixed():
-            pass
-
-    def test_transformers_4_has_no_such_loader(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def without(name: str, package: str | None = None) -> Any:
-            if name == "transformers.core_model_loading":
-                raise ModuleNotFoundError(f"No module named {name!r}")
-            return importlib.import_module(name, package)
-
-        monkeypatch.setattr("pytest_memleak.fixes.moe_experts.import_module", without)
-        with pytest.raises(Unrecognised, match="about the loader of transformers 5"), FIX.bug():
-            pass
-
-    @pytest.mark.parametrize(
-        ("owner", "name", "changed"),
-        [
-            (modeling_utils, "convert_and_load_state_dict_in_model", lambda model, state_dict, config: None),
-            (modeling_utils, "LoadStateDictConfig", lambda quantizer: None),
-            (core_model_loading, "spawn_materialize", lambda tensor, device: None),
-            (core_model_loading.WeightConverter, "convert", lambda self, name: None),
-            (modeling_utils.PreTrainedModel, "_initialize_missing_keys", lambda self: None),
-        ],
-    )
-    def test_a_loader_that_has_changed_is_left_alone(self, owner: Any, name: str, changed: object) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(owner, name, changed)
-            with pytest.raises(Unrecognised, match=name), FIX.fixed():
-                pass
-            assert getattr(owner, name) is changed
-
-
-def with_old(package: str, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = metadata.version
-
-    def told(name: str) -> str:
-        if name != package:
-            return found(name)
-        if version is None:
-            raise metadata.PackageNotFoundError(name)
-        return version
-
-    monkeypatch.setattr(metadata, "version", told)

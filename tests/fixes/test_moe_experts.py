@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,56 +115,6 @@ def test_other_loads_are_left_alone(folder: Path, caplog: Log) -> None:
     assert states(plain) == states(eight) == {}
     assert len(expert_parameters(eight)) == 4
     assert "moe_experts" not in caplog.text
-
-
-@pytest.fixture
-def default_dtype() -> Iterator[None]:
-    """Loads in several threads leave another one: each sets it for the whole process, and puts back what it found."""
-    before = torch.get_default_dtype()
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.usefixtures("default_dtype")
-def test_loads_with_other_settings_do_not_mix(folder: Path) -> None:
-    asked = [("nf4", True), ("fp4", False), ("fp4", True), ("nf4", False)]
-    together = threading.Barrier(len(asked), timeout=120)
-
-    def one(quant_type: str, nested: bool) -> Any:
-        together.wait()
-        return load(folder, four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
-
-    with FIX.fixed():
-        one_after_the_other = [
-            load(folder, four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
-            for quant_type, nested in asked
-        ]
-        with ThreadPoolExecutor(len(asked)) as threads:
-            at_once = list(threads.map(lambda settings: one(*settings), asked))
-    for models in (one_after_the_other, at_once):
-        found = [{(state.quant_type, state.nested) for state in states(model).values()} for model in models]
-        assert found == [{settings} for settings in asked]
-
-
-def test_after_the_fix_loads_are_as_they_were(folder: Path) -> None:
-    with FIX.fixed():
-        pass
-    assert states(load(folder, four_bits())) == {}
-
-
-def test_a_load_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_memleak.fixes import _moe_patches
-
-    def fails(*given: object, **how: object) -> None:
-        raise OSError("no such expert")
-
-    with FIX.fixed():
-        with monkeypatch.context() as patch:
-            patch.setattr(_moe_patches, "packed", fails)
-            with pytest.raises(OSError, match="no such expert"):
-                load(folder, four_bits())
-        assert states(load(folder)) == {}
-        assert len(states(load(folder, four_bits()))) == 4
 
 
 def test_no_load_asks_for_the_experts_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
