@@ -284,6 +284,14 @@ PROJECT = """
 """
 
 
+@pytest.fixture
+def fixes_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back afterwards: the project's own are put in their place, in the same process."""
+    for name in ("names", "find"):
+        monkeypatch.setattr(fixes, name, getattr(fixes, name))
+
+
+@pytest.mark.usefixtures("fixes_of_this_process")
 def test_markers_patch_for_as_long_as_the_test_runs(run: Run) -> None:
     result = run(PROJECT, "-v")
     result.assert_outcomes(passed=4, failed=1, errors=3)

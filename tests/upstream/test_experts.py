@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -52,23 +53,27 @@ def test_a_name_tells_where_there_is_no_router() -> None:
     assert names(SomeExperts(up=stack(2, 16, 8))) == ["up"]
 
 
+# Made by the test: what is made here would be held in every process that collects this file, in other tests' peaks.
 @pytest.mark.parametrize(
-    ("model", "why"),
+    ("make", "why"),
     [
-        (Plain(route=nn.Linear(64, 64), conv=nn.Conv1d(64, 64, 3)), "a convolution"),
-        (SomeExperts(conv=nn.Conv1d(64, 64, 3)), "a convolution of experts"),
-        (Plain(route=nn.Linear(8, 4), gates=Plain(w=stack(3, 16, 8))), "as many rows as nobody has matrices"),
-        (Plain(route=nn.Linear(9, 4), gates=Plain(w=stack(4, 16, 8))), "a router of something else"),
-        (Plain(gates=Plain(w=stack(4, 16, 8), b=stack(4, 8))), "its own biases"),
-        (Plain(layers=nn.ModuleList([Plain(w=stack(4, 16, 8)), nn.Linear(8, 4)])), "another layer's weight"),
-        (Plain(experts=Plain(bias=stack(4, 1, 8), norm=stack(8), both=stack(4, 8))), "biases and norms"),
-        (Plain(action_expert=Plain(positions=stack(1, 16, 8))), "positions of a model that is called an expert"),
-        (Plain(experts=Plain(packed=stack(4, 16, 8, dtype=torch.uint8))), "what is packed"),
+        (lambda: Plain(route=nn.Linear(64, 64), conv=nn.Conv1d(64, 64, 3)), "a convolution"),
+        (lambda: SomeExperts(conv=nn.Conv1d(64, 64, 3)), "a convolution of experts"),
+        (lambda: Plain(route=nn.Linear(8, 4), gates=Plain(w=stack(3, 16, 8))), "as many rows as nobody has matrices"),
+        (lambda: Plain(route=nn.Linear(9, 4), gates=Plain(w=stack(4, 16, 8))), "a router of something else"),
+        (lambda: Plain(gates=Plain(w=stack(4, 16, 8), b=stack(4, 8))), "its own biases"),
+        (lambda: Plain(layers=nn.ModuleList([Plain(w=stack(4, 16, 8)), nn.Linear(8, 4)])), "another layer's weight"),
+        (lambda: Plain(experts=Plain(bias=stack(4, 1, 8), norm=stack(8), both=stack(4, 8))), "biases and norms"),
+        (
+            lambda: Plain(action_expert=Plain(positions=stack(1, 16, 8))),
+            "positions of a model that is called an expert",
+        ),
+        (lambda: Plain(experts=Plain(packed=stack(4, 16, 8, dtype=torch.uint8))), "what is packed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_expert(model: nn.Module, why: str) -> None:
-    assert names(model) == []
+def test_what_is_no_expert(make: Callable[[], nn.Module], why: str) -> None:
+    assert names(make()) == []
 
 
 def test_a_block_that_is_used_twice_counts_once() -> None:
