@@ -176,7 +176,7 @@ def test_what_is_drawn_of_a_simulated_card_is_a_prediction(pytester: pytest.Pyte
     curves = [(one["device"], one["kind"], one["how"].partition(",")[0]) for one in records()["test_it"]["timelines"]]
     reserved, allocated = ("cuda:0", "reserved", "predicted"), ("cuda:0", "allocated", "predicted")
     assert curves[:2] == [reserved, allocated]
-    assert ("host", "allocated", "predicted") in curves[2:]
+    assert ("host", "committed", "predicted") in curves[2:]
 
 
 def test_there_is_one_thread_and_only_beside_a_measured_test(run_on_cpu: Run) -> None:
