@@ -48,7 +48,7 @@ class Load:
     def take(self, name: str, done: Packed) -> None:
         self.packed[name] = done
         # Upstream initializes what has no such mark.
-        setattr(self.experts[name].parameter, "_is_hf_initialized", True)  # noqa: B010
+        setattr(self.experts[name].parameter, "_is_hf_initialized", True)  # noqa: B010 - no attribute that torch's types know
 
     def put(self, model: nn.Module) -> None:
         """In place of the parameters; the outcome is complete then."""

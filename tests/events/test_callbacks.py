@@ -111,7 +111,7 @@ def test_one_whose_handler_has_gone_is_dropped(handled: list[int]) -> None:
     with callbacks.whole():
         interrupted([])
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-        time.sleep(0.1)
+        time.sleep(0.1)  # longer than it takes to be sent again
     assert not handled
 
 
