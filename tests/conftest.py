@@ -51,8 +51,46 @@ def on_the_gpu():
 """
 
 
+_WATCHED = (
+    "torch",
+    "torch.nn",
+    "torch.nn.init",
+    "torch.nn.Module",
+    "transformers.modeling_utils",
+    "transformers.modeling_utils.PreTrainedModel",
+    "transformers.core_model_loading",
+    "bitsandbytes.nn.parametrize",
+    "accelerate.Accelerator",
+    "accelerate.utils.fsdp_utils",
+)
+"""Modules and classes whose functions are replaced, by us and by loads, for as long as something lasts."""
+
+
+def _functions() -> dict[tuple[str, str], Any]:
+    found: dict[tuple[str, str], Any] = {}
+    for name in _WATCHED:
+        module, _, attribute = name.rpartition(".")
+        holder = sys.modules.get(name) or getattr(sys.modules.get(module), attribute, None)
+        if holder is not None:
+            found |= {(name, key): value for key, value in vars(holder).items() if callable(value)}
+    return found
+
+
+@pytest.fixture
+def libraries_stay_as_they_are() -> Iterator[None]:
+    """A function left replaced breaks tests of this process that come later, and not the one that did it."""
+    before = _functions()
+    yield
+    after = _functions()
+    left = [key for key, value in before.items() if after.get(key, value) is not value]
+    for name, key in left:
+        module, _, attribute = name.rpartition(".")
+        setattr(sys.modules.get(name) or getattr(sys.modules[module], attribute), key, before[name, key])
+    assert not left, "this test left functions replaced: " + ", ".join(f"{name}.{key}" for name, key in left)
+
+
 @pytest.fixture(autouse=True)
-def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_settings(libraries_stay_as_they_are: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the developer's shell says about caps and modes is not the tests' business, nor where they run: on a CI
     service, pytest says each failure's whole text once more in its summary."""
     for option in OPTIONS:

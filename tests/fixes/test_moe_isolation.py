@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +11,7 @@ pytest.importorskip("bitsandbytes.nn.parametrize")
 pytest.importorskip("transformers.core_model_loading")
 
 from pytest_memleak.fixes.moe_experts import FIX  # noqa: E402
+from tests.conftest import Run  # noqa: E402
 from tests.fixes.moe_models import four_bits, load, qwen3_moe, saved, states  # noqa: E402
 
 
@@ -23,36 +20,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("qwen3_moe"), qwen3_moe())
 
 
-@pytest.fixture
-def default_dtype() -> Iterator[None]:
-    """Loads in several threads leave another one: each sets it for the whole process, and puts back what it found."""
-    before = torch.get_default_dtype()
-    yield
-    torch.set_default_dtype(before)
+_AT_ONCE = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from pytest_memleak.fixes.moe_experts import FIX
+from tests.fixes.moe_models import four_bits, load, states
+
+ASKED = [("nf4", True), ("fp4", False), ("fp4", True), ("nf4", False)]
 
 
-@pytest.mark.usefixtures("default_dtype")
-def test_loads_with_other_settings_do_not_mix(folder: Path) -> None:
-    asked = [("nf4", True), ("fp4", False), ("fp4", True), ("nf4", False)]
-    together = threading.Barrier(len(asked), timeout=120)
+def test_loads_with_other_settings_do_not_mix():
+    together = threading.Barrier(len(ASKED), timeout=120)
 
-    def one(quant_type: str, nested: bool) -> Any:
+    def one(quant_type, nested):
+        return load(Path(FOLDER), four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
+
+    def one_of_all(quant_type, nested):
         together.wait()
-        return load(folder, four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
+        return one(quant_type, nested)
 
     with FIX.fixed():
-        one_after_the_other = [
-            load(folder, four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested))
-            for quant_type, nested in asked
-        ]
-        with ThreadPoolExecutor(len(asked)) as threads:
-            at_once = list(threads.map(lambda settings: one(*settings), asked))
+        one_after_the_other = [one(*settings) for settings in ASKED]
+        with ThreadPoolExecutor(len(ASKED)) as threads:
+            at_once = list(threads.map(lambda settings: one_of_all(*settings), ASKED))
     for models in (one_after_the_other, at_once):
         found = [{(state.quant_type, state.nested) for state in states(model).values()} for model in models]
-        assert found == [{settings} for settings in asked]
+        assert found == [{settings} for settings in ASKED]
     for model, alone in zip(at_once, one_after_the_other, strict=True):
         same = states(alone)
         assert all(torch.equal(state.code, same[name].code) for name, state in states(model).items())
+"""
+
+
+def test_loads_with_other_settings_do_not_mix(folder: Path, run_apart: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: each load replaces functions of torch and transformers for the whole process and puts
+    back what it found, and that may be what another load had put there."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    run_apart(_AT_ONCE.replace("FOLDER", repr(str(folder)))).assert_outcomes(passed=1)
 
 
 def test_after_the_fix_loads_are_as_they_were(folder: Path) -> None:
