@@ -52,10 +52,7 @@ def on_the_gpu():
 
 
 _WATCHED = (
-    "torch",
-    "torch.nn",
     "torch.nn.init",
-    "torch.nn.Module",
     "transformers.modeling_utils",
     "transformers.modeling_utils.PreTrainedModel",
     "transformers.core_model_loading",
