@@ -70,11 +70,19 @@ class SharedGauge:
     def fold(self) -> None:
         """Gives the peak since the last fold to every running window, and starts it anew."""
         with self._lock:
-            peaks, unseen, mapped = self.gauge.take_peaks(), self.gauge.unseen_peak(), self.gauge.mapped_peak()
+            self.take_peaks()
+            unseen, mapped = self.gauge.unseen_peak(), self.gauge.mapped_peak()
             for window in self._windows:
-                window._raise_to(peaks, self._warming > 0)
                 window._unseen_peak = max(window._unseen_peak, unseen)
                 window._mapped_peak = max(window._mapped_peak, mapped)
+
+    def take_peaks(self) -> Levels:
+        """The same for the levels alone, without a look for what the gauge did not see; it says what they were."""
+        with self._lock:
+            peaks = self.gauge.take_peaks()
+            for window in self._windows:
+                window._raise_to(peaks, self._warming > 0)
+            return peaks
 
     @contextlib.contextmanager
     def warming(self) -> Iterator[None]:

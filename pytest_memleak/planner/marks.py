@@ -1,0 +1,97 @@
+"""A step cut into stretches: what was held at each mark, and the most between two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pytest_memleak.planner.levels import Levels
+from pytest_memleak.planner.profile import Stretch
+
+START, FORWARD, BEHIND, BACKWARD, GRADIENT, INPUT, END = (
+    "start",
+    "forward",
+    "behind",
+    "backward",
+    "gradient",
+    "input",
+    "end",
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    what: str
+    block: int
+    level: int
+    peak: int
+    """Since the mark before."""
+    gradient: int
+    """Bytes of a weight's gradient that was whole at this mark."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Backward:
+    """A block's way back, with what its gradients are of it."""
+
+    stretch: Stretch
+    with_gradients: int
+
+
+class Marks:
+    """Of one step, in the order in which they were made."""
+
+    def __init__(self, levels: Levels, device: torch.device) -> None:
+        self._levels = levels
+        self._waits = device.type == "cuda" and levels.how != "predicted"
+        self._device = device
+        self._marks: list[Mark] = []
+
+    def make(self, what: str, block: int = -1, gradient: int = 0) -> None:
+        peak = self._levels.highest()
+        if self._waits:
+            torch.cuda.synchronize(self._device)
+        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, time.perf_counter()))
+
+    @property
+    def base(self) -> int:
+        return self._marks[0].level
+
+    def stretch(self, what: str, block: int = -1) -> Stretch:
+        """From this mark to the next one that is no gradient's. Nothing if it was never made: nothing happened then."""
+        return self._between(self._marks_of(what, block))
+
+    def backward(self, block: int) -> Backward:
+        marks = self._marks_of(BACKWARD, block)
+        whole = self._between(marks)
+        peak = gone = 0
+        for mark in marks[1:]:
+            peak = max(peak, mark.peak - marks[0].level - gone)
+            gone += mark.gradient
+        return Backward(Stretch(peak, whole.grown - gone, whole.seconds), whole.peak)
+
+    def _marks_of(self, what: str, block: int) -> list[Mark]:
+        marks = iter(self._marks)
+        for mark in marks:
+            if mark.what == what and block in (-1, mark.block):
+                return [mark, *_up_to_the_next(marks)]
+        return []
+
+    @staticmethod
+    def _between(marks: list[Mark]) -> Stretch:
+        if len(marks) < 2:
+            return Stretch(0, 0)
+        first, last = marks[0], marks[-1]
+        peak = max(mark.peak for mark in marks[1:]) - first.level
+        return Stretch(peak, last.level - first.level, last.seconds - first.seconds)
+
+
+def _up_to_the_next(marks: Iterator[Mark]) -> Iterator[Mark]:
+    for mark in marks:
+        yield mark
+        if mark.what != GRADIENT:
+            return

@@ -1,0 +1,114 @@
+"""Chunks of weights that are streamed: they lie on the host, and are on the card while a block needs them.
+
+A weight's storage is emptied and filled again, so that what autograd has saved of it, views included, is right whenever
+it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from pytest_memleak.planner.layout import Layout
+from pytest_memleak.planner.residency import Moves
+from pytest_memleak.planner.running.transfers import Transfers, bytes_of
+
+
+class _Streamed:
+    """One weight: on the host always, on the card at times."""
+
+    def __init__(self, weight: nn.Parameter, transfers: Transfers) -> None:
+        self.weight = weight
+        self._transfers = transfers
+        if weight.device != transfers.device or weight.untyped_storage().nbytes() != weight.nbytes:
+            # A storage of its own, or emptying it would take others' memory away.
+            weight.data = weight.data.to(transfers.device, copy=True)
+        self._whole = bytes_of(weight.data)
+        self._bytes = self._whole.nbytes
+        self._host = transfers.host_memory(self._bytes)
+        self._host.copy_(self._whole)
+        self._stride, self._shape, self._dtype = weight.data.stride(), weight.shape, weight.dtype
+        # For the optimizer that runs on the host.
+        self.of_host = nn.Parameter(self._viewed(self._host), requires_grad=False)
+        self._hook: RemovableHandle | None = None
+        if weight.requires_grad:
+            self.of_host.requires_grad_()
+            self._hook = weight.register_post_accumulate_grad_hook(self._leave)  # type: ignore[no-untyped-call]
+        self.drop()
+
+    def drop(self) -> None:
+        self._whole.untyped_storage().resize_(0)
+
+    def make_room(self) -> None:
+        self._whole.untyped_storage().resize_(self._bytes)
+
+    def fill(self) -> None:
+        self._whole.copy_(self._host, non_blocking=True)
+
+    def restore(self) -> None:
+        self.make_room()
+        self.fill()
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _leave(self, weight: torch.Tensor) -> None:
+        """Its gradient goes to the host as soon as it is whole."""
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        if self.of_host.grad is None:
+            host = self._viewed(self._transfers.host_memory(self._bytes))
+            host.copy_(gradient, non_blocking=True)
+            self.of_host.grad = host
+        else:
+            self.of_host.grad += gradient.to(self._host.device)
+
+    def _viewed(self, host: torch.Tensor) -> torch.Tensor:
+        return host.view(self._dtype).as_strided(self._shape, self._stride)
+
+
+class States:
+    """The streamed chunks of one model."""
+
+    def __init__(self, model: nn.Module, layout: Layout, n_persist: int, transfers: Transfers) -> None:
+        self._transfers = transfers
+        weights = dict(model.named_parameters())
+        self._chunks = {
+            number: [_Streamed(weights[name], transfers) for name in chunk.names]
+            for number, chunk in enumerate(layout.chunks)
+            if number >= n_persist
+        }
+        self._arriving: dict[int, Any] = {}
+
+    def move(self, moves: Moves) -> None:
+        """Chunks that come for the running block are waited for; what comes ahead is, when its block runs."""
+        for number in moves.dropped:
+            self._for_each(number, _Streamed.drop)
+            self._arriving.pop(number, None)
+        for number in (*moves.fetched, *moves.ahead):
+            # Asked for in the order of the work: what is free to it may still be in use elsewhere.
+            self._for_each(number, _Streamed.make_room)
+        for number in moves.fetched:
+            self._for_each(number, _Streamed.fill)
+        for number in moves.ahead:
+            with self._transfers.beside():
+                self._for_each(number, _Streamed.fill)
+            self._arriving[number] = self._transfers.mark()
+
+    def wait_for(self, chunks: Iterable[int]) -> None:
+        for number in chunks:
+            self._transfers.wait(self._arriving.pop(number, None))
+
+    def trained_on_host(self) -> list[nn.Parameter]:
+        return [one.of_host for chunk in self._chunks.values() for one in chunk if one.of_host.requires_grad]
+
+    def restore(self) -> None:
+        for number in self._chunks:
+            self._for_each(number, _Streamed.restore)
+
+    def _for_each(self, number: int, do: Callable[[_Streamed], None]) -> None:
+        for one in self._chunks[number]:
+            do(one)

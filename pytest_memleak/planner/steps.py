@@ -1,0 +1,134 @@
+"""One step of a model whose blocks run in given modes or hand on what they get, with marks on its way."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pytest_memleak.planner import marks as mark
+from pytest_memleak.planner.levels import Levels
+from pytest_memleak.planner.marks import Marks
+from pytest_memleak.planner.plan import Mode
+from pytest_memleak.planner.running.modes import in_mode, input_of, output_of, replaced, storages, when_backward
+from pytest_memleak.planner.running.transfers import Transfers
+
+
+@dataclass
+class Inputs:
+    """What blocks are given: gone when the next one is called, unless the block has saved it.
+
+    The first one's is held by the model's own code as well, up to its end.
+    """
+
+    bytes: int = 0
+    require_grad: bool = False
+    kept: dict[int, bool] = field(default_factory=dict)
+    _storages: dict[int, weakref.ref[torch.UntypedStorage]] = field(default_factory=dict)
+
+    def given(self, block: int, tensor: torch.Tensor) -> None:
+        self._storages[block] = weakref.ref(tensor.untyped_storage())
+        if block == 0:
+            self.bytes, self.require_grad = tensor.untyped_storage().nbytes(), tensor.requires_grad
+
+    def look(self, block: int) -> None:
+        if block in self._storages:
+            self.kept.setdefault(block, self._storages[block]() is not None)
+
+
+class Step:
+    def __init__(self, modes: Mapping[int, Mode], levels: Levels, device: torch.device, as_tuple: int = 0) -> None:
+        self.modes = modes
+        self.marks = Marks(levels, device)
+        self.inputs = Inputs()
+        self.as_tuple = as_tuple
+        """How many things a block returns; 0 for a tensor alone."""
+        self._device = device
+        self._blocks = 0
+
+    def run(self, model: nn.Module, blocks: Sequence[nn.Module], batch: Mapping[str, Any]) -> Step:
+        self._blocks = len(blocks)
+        transfers, weights = Transfers(self._device), storages(model)
+        with contextlib.ExitStack() as undo:
+            for number, block in enumerate(blocks):
+                if number in self.modes:
+                    undo.enter_context(in_mode(block, self.modes[number], transfers, weights))
+                    for weight in block.parameters():
+                        if weight.requires_grad:
+                            undo.callback(_tell_gradient(weight, self.marks, number))
+                else:
+                    undo.enter_context(replaced(block, self._hand_on))
+                undo.callback(block.register_forward_pre_hook(self._before(number), with_kwargs=True).remove)
+                undo.callback(block.register_forward_hook(self._behind(number)).remove)
+            self.marks.make(mark.START)
+            loss = model(**batch).loss
+            loss.backward()
+            del loss
+            self.inputs.look(0)
+            self.marks.make(mark.END)
+        model.zero_grad(set_to_none=True)
+        return self
+
+    def _hand_on(self, *args: Any, **kwargs: Any) -> Any:
+        """A copy: as after a block, what it was given is gone."""
+        tensor = input_of(args, kwargs)
+        assert tensor is not None
+        copy = tensor.clone()
+        return (copy, *[None] * (self.as_tuple - 1)) if self.as_tuple else copy
+
+    def _before(self, number: int) -> Callable[..., None]:
+        def before(block: nn.Module, args: Any, kwargs: Any) -> None:
+            if number > 1:
+                self.inputs.look(number - 1)
+            if (tensor := input_of(args, kwargs)) is not None:
+                self.inputs.given(number, tensor)
+                if number == 0 and tensor.requires_grad:
+                    when_backward(tensor, lambda: self.marks.make(mark.INPUT))
+            self.marks.make(mark.FORWARD, number)
+
+        return before
+
+    def _behind(self, number: int) -> Callable[..., None]:
+        def behind(block: nn.Module, args: Any, out: Any) -> None:
+            self.as_tuple = len(out) if isinstance(out, tuple) else 0
+            if number == self._blocks - 1:
+                _at_the_next_module(self._behind_all)
+            if (tensor := output_of(out)) is not None and tensor.requires_grad:
+                when_backward(tensor, lambda: self._backward(number))
+
+        return behind
+
+    def _behind_all(self) -> None:
+        if self._blocks > 1:
+            self.inputs.look(self._blocks - 1)
+        self.marks.make(mark.BEHIND)
+
+    def _backward(self, number: int) -> None:
+        self.inputs.look(0)
+        self.marks.make(mark.BACKWARD, number)
+
+
+def _at_the_next_module(do: Callable[[], None]) -> None:
+    """Until then the caller still holds what the last block was given."""
+
+    def once(module: nn.Module, args: Any) -> None:
+        handle.remove()
+        do()
+
+    handle = register_module_forward_pre_hook(once)
+
+
+def _tell_gradient(weight: nn.Parameter, marks: Marks, block: int) -> Callable[[], None]:
+    def tell(whole: torch.Tensor) -> None:
+        assert whole.grad is not None
+        marks.make(mark.GRADIENT, block, whole.grad.untyped_storage().nbytes())
+
+    handle = weight.register_post_accumulate_grad_hook(tell)  # type: ignore[no-untyped-call]
+    remove: Callable[[], None] = handle.remove
+    return remove
