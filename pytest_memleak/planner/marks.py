@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,9 @@ START, FORWARD, BEHIND, BACKWARD, GRADIENT, INPUT, END = (
     "input",
     "end",
 )
+
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,23 @@ class Backward:
 class Marks:
     """Of one step, in the order in which they were made."""
 
-    def __init__(self, levels: Levels, device: torch.device) -> None:
+    def __init__(self, levels: Levels, device: torch.device, clock: Clock = time.perf_counter) -> None:
         self._levels = levels
         self._waits = device.type == "cuda" and levels.how != "predicted"
         self._device = device
+        self._clock = clock
         self._marks: list[Mark] = []
 
     def make(self, what: str, block: int = -1, gradient: int = 0) -> None:
         peak = self._levels.highest()
         if self._waits:
             torch.cuda.synchronize(self._device)
-        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, time.perf_counter()))
+        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, self._clock()))
+
+    def timed_as(self, other: Marks) -> None:
+        """The seconds of another run of the same step."""
+        times = [mark.seconds for mark in other._marks]
+        self._marks = [replace(mark, seconds=time) for mark, time in zip(self._marks, times, strict=True)]
 
     @property
     def base(self) -> int:

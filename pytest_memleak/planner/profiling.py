@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_memleak.errors import BadInput
 from pytest_memleak.planner import marks as mark
 from pytest_memleak.planner.levels import Levels, levels_of
+from pytest_memleak.planner.marks import Marks
 from pytest_memleak.planner.optimizing import OptimizerCost
 from pytest_memleak.planner.plan import Mode
 from pytest_memleak.planner.profile import BlockCost, Profile, Stretch
+from pytest_memleak.planner.speeds import products_of
 from pytest_memleak.planner.steps import Step
 
 _MODES = (Mode.NONE, Mode.CHECKPOINT, Mode.OFFLOAD)
@@ -62,9 +65,26 @@ def _steps(
         alone = block == 0 and not first.inputs.require_grad
         groups.setdefault((shape, alone), []).append(block)
     as_groups = list(groups.values())
-    return [
-        Step(modes, levels, device, first.as_tuple).run(model, blocks, batch) for modes in _rounds(as_groups)
-    ], as_groups
+    steps = [Step(modes, levels, device, first.as_tuple).run(model, blocks, batch) for modes in _rounds(as_groups)]
+    if levels.how == "predicted":
+        for step in steps:
+            step.marks.timed_as(_counted(step, model, blocks, batch, levels, device))
+    return steps, as_groups
+
+
+def _counted(
+    step: Step,
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    batch: Mapping[str, Any],
+    levels: Levels,
+    device: torch.device,
+) -> Marks:
+    """The same step once more, timed by what it computes: counting takes operations apart, and so memory of its own."""
+    products = products_of(device)
+    with FlopCounterMode(display=False) as counter:
+        again = Step(step.modes, levels, device, step.as_tuple, clock=lambda: counter.get_total_flops() / products)
+        return again.run(model, blocks, batch).marks
 
 
 def _rounds(groups: Sequence[Sequence[int]]) -> Iterator[dict[int, Mode]]:
@@ -91,7 +111,7 @@ def _read(
     costs: dict[int, dict[Mode, BlockCost]] = {block: {} for block in range(len(blocks))}
     for members in groups:
         for mode in _MODES:
-            cost, released = _cost(steps, members, mode)
+            cost, released = _cost(steps, members, mode, how == "predicted")
             for block in members:
                 costs[block][mode] = cost if block else _of_the_first(cost, released)
     step = steps[0]
@@ -114,11 +134,17 @@ def _read(
     )
 
 
-def _cost(steps: Sequence[Step], members: Sequence[int], mode: Mode) -> tuple[BlockCost, int]:
+def _cost(steps: Sequence[Step], members: Sequence[int], mode: Mode, predicted: bool) -> tuple[BlockCost, int]:
     """Of a block in the middle, and how much of what it is given it releases."""
     step, block = next((step, block) for step in steps for block in reversed(members) if step.modes.get(block) is mode)
     released = 0 if step.inputs.kept.get(block, True) else step.inputs.bytes
     forward, backward = step.marks.stretch(mark.FORWARD, block), step.marks.backward(block)
+    if mode is Mode.OFFLOAD and predicted:
+        # Copies are no products: how long they take is left to the links.
+        forward, backward = (
+            replace(forward, seconds=0.0),
+            replace(backward, stretch=replace(backward.stretch, seconds=0.0)),
+        )
     if block == 0:
         # The model's own code holds it longer.
         forward = replace(forward, grown=forward.grown - released)

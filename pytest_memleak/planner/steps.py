@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pytest_memleak.planner import marks as mark
 from pytest_memleak.planner.levels import Levels
-from pytest_memleak.planner.marks import Marks
+from pytest_memleak.planner.marks import Clock, Marks
 from pytest_memleak.planner.plan import Mode
 from pytest_memleak.planner.running.modes import in_mode, input_of, output_of, replaced, storages, when_backward
 from pytest_memleak.planner.running.transfers import Transfers
@@ -43,9 +44,16 @@ class Inputs:
 
 
 class Step:
-    def __init__(self, modes: Mapping[int, Mode], levels: Levels, device: torch.device, as_tuple: int = 0) -> None:
+    def __init__(
+        self,
+        modes: Mapping[int, Mode],
+        levels: Levels,
+        device: torch.device,
+        as_tuple: int = 0,
+        clock: Clock = time.perf_counter,
+    ) -> None:
         self.modes = modes
-        self.marks = Marks(levels, device)
+        self.marks = Marks(levels, device, clock)
         self.inputs = Inputs()
         self.as_tuple = as_tuple
         """How many things a block returns; 0 for a tensor alone."""
