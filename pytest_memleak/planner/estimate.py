@@ -46,6 +46,7 @@ class _Walk:
     def points(self) -> Iterator[Point]:
         profile, last = self._profile, self._layout.blocks - 1
         yield self._part("before the blocks", profile.before.peak, profile.before.grown)
+        self._level += profile.shared
         leaving: list[int] = []
         for block in range(self._layout.blocks):
             # A swapped block's tensors are gone when the block after it is done.
@@ -57,6 +58,8 @@ class _Walk:
             if self._modes[block] is Mode.SWAP:
                 leaving.append(block)
         self._level -= sum(map(profile.saved, leaving))
+        held = max(self._cost(block).holds for block in range(self._layout.blocks))
+        self._level -= profile.shared - held
         yield self._part("after the blocks", profile.after.peak, profile.after.grown)
         self._bring_back(last)
         for block in range(last, -1, -1):
@@ -66,6 +69,7 @@ class _Walk:
             peak = cost.backward.peak + min(stay, cost.with_gradients - cost.backward.peak)
             yield self._part(f"backward of block {block}", peak, cost.backward.grown + stay)
         self._move(self._residency.end())
+        self._level -= held
         yield self._part("backward of what is before the blocks", profile.end.peak, profile.end.grown)
         yield self._part("the optimizer's step", self._of_optimizer(), 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -35,6 +35,12 @@ class Mark:
     gradient: int
     """Bytes of a weight's gradient that was whole at this mark."""
     seconds: float
+    shared: int
+    """Bytes in the level that all blocks share: how long they stay is told apart from what the parts of a step take."""
+
+    @property
+    def own(self) -> int:
+        return self.level - self.shared
 
 
 @dataclass(frozen=True)
@@ -48,23 +54,25 @@ class Backward:
 class Marks:
     """Of one step, in the order in which they were made."""
 
-    def __init__(self, levels: Levels, device: torch.device, clock: Clock = time.perf_counter) -> None:
+    def __init__(
+        self,
+        levels: Levels,
+        device: torch.device,
+        shared: Callable[[], int] = lambda: 0,
+        clock: Clock = time.perf_counter,
+    ) -> None:
         self._levels = levels
+        self._shared = shared
         self._waits = device.type == "cuda" and levels.how != "predicted"
         self._device = device
-        self._clock = clock
+        self.clock = clock
         self._marks: list[Mark] = []
 
     def make(self, what: str, block: int = -1, gradient: int = 0) -> None:
         peak = self._levels.highest()
         if self._waits:
             torch.cuda.synchronize(self._device)
-        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, self._clock()))
-
-    def timed_as(self, other: Marks) -> None:
-        """The seconds of another run of the same step."""
-        times = [mark.seconds for mark in other._marks]
-        self._marks = [replace(mark, seconds=time) for mark, time in zip(self._marks, times, strict=True)]
+        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, self.clock(), self._shared()))
 
     @property
     def base(self) -> int:
@@ -79,7 +87,7 @@ class Marks:
         whole = self._between(marks)
         peak = gone = 0
         for mark in marks[1:]:
-            peak = max(peak, mark.peak - marks[0].level - gone)
+            peak = max(peak, _over(marks, mark) - gone)
             gone += mark.gradient
         return Backward(Stretch(peak, whole.grown - gone, whole.seconds), whole.peak)
 
@@ -95,8 +103,13 @@ class Marks:
         if len(marks) < 2:
             return Stretch(0, 0)
         first, last = marks[0], marks[-1]
-        peak = max(mark.peak for mark in marks[1:]) - first.level
-        return Stretch(peak, last.level - first.level, last.seconds - first.seconds)
+        peak = max(_over(marks, mark) for mark in marks[1:])
+        return Stretch(peak, last.own - first.own, last.seconds - first.seconds)
+
+
+def _over(marks: list[Mark], mark: Mark) -> int:
+    """A peak over the level at the start. What is shared may have gone before it, or have come after it."""
+    return mark.peak - min(marks[0].shared, marks[-1].shared) - marks[0].own
 
 
 def _up_to_the_next(marks: Iterator[Mark]) -> Iterator[Mark]:

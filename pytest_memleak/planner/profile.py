@@ -27,6 +27,8 @@ class BlockCost:
     """As if the gradients of its weights left the card one by one, at once."""
     with_gradients: int
     """The peak of its backward pass if they stay."""
+    holds: int = 0
+    """For its way back, of what all blocks share."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Profile:
     """From the last block to the loss and back to it."""
     end: Stretch
     """The way back of what is before the blocks."""
+    shared: int
+    """Masks, positions, the first block's input: the model's code holds them up to its end, and then whoever saved them
+    until the way back is through."""
     optimizer: Stretch
     """Its step for all weights, over what it keeps."""
     rest_gradients: int

@@ -1,14 +1,14 @@
 """One step of training, measured part by part.
 
-Blocks of one shape take the same, so that one of each is enough: the others hand on what they are given. Where a shape
-has several blocks, each runs in another mode, and one step tells all; where it has one, it takes a step for each mode.
+Blocks of one shape take the same, so that one of each is enough: the others hand on what they are given. There is a
+step for each mode, because what blocks share is held as long as one of them wants it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pytest_memleak.errors import BadInput
 from pytest_memleak.planner import marks as mark
 from pytest_memleak.planner.levels import Levels, levels_of
-from pytest_memleak.planner.marks import Marks
+from pytest_memleak.planner.marks import Backward, Marks
 from pytest_memleak.planner.optimizing import OptimizerCost
 from pytest_memleak.planner.plan import Mode
 from pytest_memleak.planner.profile import BlockCost, Profile, Stretch
@@ -41,122 +41,126 @@ def profile(
     levels = levels_of(device)
     try:
         with _as_it_was(model, device):
-            steps, groups = _steps(model, blocks, shapes, batch, levels, device)
-            return _read(model, blocks, steps, groups, kind, levels.how, optimizer or OptimizerCost())
+            measured = _measure(model, blocks, shapes, batch, levels, device)
+            return _read(model, blocks, measured, kind, levels.how, optimizer or OptimizerCost())
     finally:
         levels.close()
 
 
-def _steps(
+@dataclass(frozen=True)
+class _Measured:
+    """A step for each mode, in which one block of each group ran in it."""
+
+    steps: Mapping[Mode, Step]
+    groups: Sequence[Sequence[int]]
+    seconds: Marks | None
+    """Of a step in which all is kept, where it was not timed: what its operations would take."""
+
+    def cost(self, members: Sequence[int], mode: Mode) -> tuple[BlockCost, BlockCost]:
+        """Of a block in the middle, and of the first one."""
+        step, block = self.steps[mode], members[-1]
+        forward, backward = self._timed(mode, block)
+        kept = step.given.kept.get(block, True)
+        left, given = (0, step.given.bytes) if kept else (step.given.bytes, 0)
+        if block == 0:  # its input counts as shared, and was in neither
+            first = BlockCost(forward, backward.stretch, backward.with_gradients, step.held + given)
+            return replace(_moved(first, forth=-left, back=-given), holds=step.held), first
+        middle = BlockCost(forward, backward.stretch, backward.with_gradients, step.held)
+        return middle, replace(_moved(middle, forth=left, back=given), holds=step.held + given)
+
+    def _timed(self, mode: Mode, block: int) -> tuple[Stretch, Backward]:
+        marks = self.steps[mode].marks
+        forward, backward = marks.stretch(mark.FORWARD, block), marks.backward(block)
+        if self.seconds is None:
+            return forward, backward
+        forth = self.seconds.stretch(mark.FORWARD, block).seconds
+        back = self.seconds.backward(block).stretch.seconds
+        if mode is Mode.CHECKPOINT:
+            back += forth
+        elif mode is Mode.OFFLOAD:
+            forth = back = 0.0  # copies are no operations: how long they take is left to the links
+        timed = replace(backward, stretch=replace(backward.stretch, seconds=back))
+        return replace(forward, seconds=forth), timed
+
+
+def _moved(cost: BlockCost, forth: int, back: int) -> BlockCost:
+    return replace(
+        cost,
+        forward=replace(cost.forward, grown=cost.forward.grown + forth),
+        backward=replace(cost.backward, grown=cost.backward.grown + back),
+    )
+
+
+def _measure(
     model: nn.Module,
     blocks: Sequence[nn.Module],
     shapes: Sequence[Hashable],
     batch: Mapping[str, Any],
     levels: Levels,
     device: torch.device,
-) -> tuple[list[Step], list[list[int]]]:
-    """As many as it takes, and the groups of blocks that take the same."""
+) -> _Measured:
     # The first step makes what is made once (workspaces, tables), and tells how blocks are called.
     last_of_each = {shape: block for block, shape in enumerate(shapes)}
-    first = Step(dict.fromkeys([0, *last_of_each.values()], Mode.NONE), levels, device).run(model, blocks, batch)
+    first = Step(dict.fromkeys([0, *last_of_each.values()], Mode.NONE), levels, device)
+    seconds = _counted(first, model, blocks, batch, device) if levels.how == "predicted" else None
+    if seconds is None:
+        first.run(model, blocks, batch)
     groups: dict[Hashable, list[int]] = {}
     for block, shape in enumerate(shapes):
         # The first block saves less than the others where what it gets takes no gradient.
-        alone = block == 0 and not first.inputs.require_grad
+        alone = block == 0 and not first.given.require_grad
         groups.setdefault((shape, alone), []).append(block)
-    as_groups = list(groups.values())
-    steps = [Step(modes, levels, device, first.as_tuple).run(model, blocks, batch) for modes in _rounds(as_groups)]
-    if levels.how == "predicted":
-        for step in steps:
-            step.marks.timed_as(_counted(step, model, blocks, batch, levels, device))
-    return steps, as_groups
+    chosen = [members[-1] for members in groups.values()]
+    steps = {
+        mode: Step(dict.fromkeys(chosen, mode), levels, device, first.as_tuple).run(model, blocks, batch)
+        for mode in _MODES
+    }
+    return _Measured(steps, list(groups.values()), seconds)
 
 
 def _counted(
-    step: Step,
-    model: nn.Module,
-    blocks: Sequence[nn.Module],
-    batch: Mapping[str, Any],
-    levels: Levels,
-    device: torch.device,
+    step: Step, model: nn.Module, blocks: Sequence[nn.Module], batch: Mapping[str, Any], device: torch.device
 ) -> Marks:
-    """The same step once more, timed by what it computes: counting takes operations apart, and so memory of its own."""
+    """Timed by what it computes. Counting takes operations apart, and so memory of its own, which is not looked at."""
     products = products_of(device)
     with FlopCounterMode(display=False) as counter:
-        again = Step(step.modes, levels, device, step.as_tuple, clock=lambda: counter.get_total_flops() / products)
-        return again.run(model, blocks, batch).marks
-
-
-def _rounds(groups: Sequence[Sequence[int]]) -> Iterator[dict[int, Mode]]:
-    """In which step which block runs in which mode, so that each group has run in each."""
-    for number in range(len(_MODES)):
-        modes: dict[int, Mode] = {}
-        for members in groups:
-            chosen = members[-len(_MODES) :]
-            wanted = _MODES[number * len(chosen) : (number + 1) * len(chosen)]
-            modes |= dict(zip(chosen, wanted, strict=False))
-        if modes:
-            yield modes
+        step.marks.clock = lambda: counter.get_total_flops() / products
+        return step.run(model, blocks, batch).marks
 
 
 def _read(
     model: nn.Module,
     blocks: Sequence[nn.Module],
-    steps: Sequence[Step],
-    groups: Sequence[Sequence[int]],
+    measured: _Measured,
     kind: str,
     how: str,
     optimizer: OptimizerCost,
 ) -> Profile:
     costs: dict[int, dict[Mode, BlockCost]] = {block: {} for block in range(len(blocks))}
-    for members in groups:
+    for members in measured.groups:
         for mode in _MODES:
-            cost, released = _cost(steps, members, mode, how == "predicted")
+            middle, first = measured.cost(members, mode)
             for block in members:
-                costs[block][mode] = cost if block else _of_the_first(cost, released)
-    step = steps[0]
-    after = step.marks.stretch(mark.BEHIND)
-    if not step.inputs.kept.get(0, True):
-        # Counted as held until the first block's way back: in some modes it is.
-        after = replace(after, peak=after.peak + step.inputs.bytes, grown=after.grown + step.inputs.bytes)
+                costs[block][mode] = middle if block else first
+    step = measured.steps[Mode.NONE]
     trained = [one for one in model.parameters() if one.requires_grad]
     in_blocks = {id(one) for block in blocks for one in block.parameters()}
+
+    def part(what: str) -> Stretch:
+        found = step.marks.stretch(what)
+        return found if measured.seconds is None else replace(found, seconds=measured.seconds.stretch(what).seconds)
+
     return Profile(
         kind=kind,
         how=how,
         base=step.marks.base + optimizer.kept(sum(one.nbytes for one in trained)),
-        before=step.marks.stretch(mark.START),
+        before=part(mark.START),
         blocks=tuple(costs[block] for block in range(len(blocks))),
-        after=after,
-        end=step.marks.stretch(mark.INPUT),
+        after=part(mark.BEHIND),
+        end=part(mark.INPUT),
+        shared=step.shared,
         optimizer=Stretch(optimizer.peak(sum(one.nbytes for one in trained)), 0),
         rest_gradients=sum(one.nbytes for one in trained if id(one) not in in_blocks),
-    )
-
-
-def _cost(steps: Sequence[Step], members: Sequence[int], mode: Mode, predicted: bool) -> tuple[BlockCost, int]:
-    """Of a block in the middle, and how much of what it is given it releases."""
-    step, block = next((step, block) for step in steps for block in reversed(members) if step.modes.get(block) is mode)
-    released = 0 if step.inputs.kept.get(block, True) else step.inputs.bytes
-    forward, backward = step.marks.stretch(mark.FORWARD, block), step.marks.backward(block)
-    if mode is Mode.OFFLOAD and predicted:
-        # Copies are no products: how long they take is left to the links.
-        forward, backward = (
-            replace(forward, seconds=0.0),
-            replace(backward, stretch=replace(backward.stretch, seconds=0.0)),
-        )
-    if block == 0:
-        # The model's own code holds it longer.
-        forward = replace(forward, grown=forward.grown - released)
-    return BlockCost(forward, backward.stretch, backward.with_gradients), released
-
-
-def _of_the_first(cost: BlockCost, released: int) -> BlockCost:
-    """What it is given stays until its way back: so long it is held by whoever is in the middle of a forward pass."""
-    return replace(
-        cost,
-        forward=replace(cost.forward, grown=cost.forward.grown + released),
-        backward=replace(cost.backward, grown=cost.backward.grown - released),
     )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,30 +15,19 @@ from pytest_memleak.planner import marks as mark
 from pytest_memleak.planner.levels import Levels
 from pytest_memleak.planner.marks import Clock, Marks
 from pytest_memleak.planner.plan import Mode
-from pytest_memleak.planner.running.modes import in_mode, input_of, output_of, replaced, storages, when_backward
+from pytest_memleak.planner.running.modes import (
+    id_of,
+    in_mode,
+    input_of,
+    others_of,
+    output_of,
+    replaced,
+    storages,
+    tensors_in,
+    when_backward,
+)
 from pytest_memleak.planner.running.transfers import Transfers
-
-
-@dataclass
-class Inputs:
-    """What blocks are given: gone when the next one is called, unless the block has saved it.
-
-    The first one's is held by the model's own code as well, up to its end.
-    """
-
-    bytes: int = 0
-    require_grad: bool = False
-    kept: dict[int, bool] = field(default_factory=dict)
-    _storages: dict[int, weakref.ref[torch.UntypedStorage]] = field(default_factory=dict)
-
-    def given(self, block: int, tensor: torch.Tensor) -> None:
-        self._storages[block] = weakref.ref(tensor.untyped_storage())
-        if block == 0:
-            self.bytes, self.require_grad = tensor.untyped_storage().nbytes(), tensor.requires_grad
-
-    def look(self, block: int) -> None:
-        if block in self._storages:
-            self.kept.setdefault(block, self._storages[block]() is not None)
+from pytest_memleak.planner.sharing import Given
 
 
 class Step:
@@ -53,8 +40,10 @@ class Step:
         clock: Clock = time.perf_counter,
     ) -> None:
         self.modes = modes
-        self.marks = Marks(levels, device, clock)
-        self.inputs = Inputs()
+        self.given = Given()
+        self.marks = Marks(levels, device, lambda: self.given.alive(), clock)
+        self.shared = self.held = 0
+        """Of what blocks share: what there is, and what is still there when the model's own code has ended."""
         self.as_tuple = as_tuple
         """How many things a block returns; 0 for a tensor alone."""
         self._device = device
@@ -63,6 +52,7 @@ class Step:
     def run(self, model: nn.Module, blocks: Sequence[nn.Module], batch: Mapping[str, Any]) -> Step:
         self._blocks = len(blocks)
         transfers, weights = Transfers(self._device), storages(model)
+        self.given.nobodys = weights | {id_of(tensor) for tensor in tensors_in(dict(batch))}
         with contextlib.ExitStack() as undo:
             for number, block in enumerate(blocks):
                 if number in self.modes:
@@ -78,7 +68,7 @@ class Step:
             loss = model(**batch).loss
             loss.backward()
             del loss
-            self.inputs.look(0)
+            self.given.look(0)
             self.marks.make(mark.END)
         model.zero_grad(set_to_none=True)
         return self
@@ -93,9 +83,9 @@ class Step:
     def _before(self, number: int) -> Callable[..., None]:
         def before(block: nn.Module, args: Any, kwargs: Any) -> None:
             if number > 1:
-                self.inputs.look(number - 1)
+                self.given.look(number - 1)
             if (tensor := input_of(args, kwargs)) is not None:
-                self.inputs.given(number, tensor)
+                self.given.take(number, tensor, others_of(args, kwargs))
                 if number == 0 and tensor.requires_grad:
                     when_backward(tensor, lambda: self.marks.make(mark.INPUT))
             self.marks.make(mark.FORWARD, number)
@@ -114,12 +104,18 @@ class Step:
 
     def _behind_all(self) -> None:
         if self._blocks > 1:
-            self.inputs.look(self._blocks - 1)
+            self.given.look(self._blocks - 1)
+        self.shared = self.given.alive()
         self.marks.make(mark.BEHIND)
 
     def _backward(self, number: int) -> None:
-        self.inputs.look(0)
+        self._code_has_ended()
         self.marks.make(mark.BACKWARD, number)
+
+    def _code_has_ended(self) -> None:
+        if 0 not in self.given.kept:
+            self.given.look(0)
+            self.held = self.given.alive_of_all()
 
 
 def _at_the_next_module(do: Callable[[], None]) -> None:

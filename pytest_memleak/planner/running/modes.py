@@ -69,7 +69,7 @@ def _on_host(forward: Forward, transfers: Transfers, weights: frozenset[int], ah
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         # Masks and positions are all blocks' and would stay on the card anyway.
-        others = {id_of(tensor) for tensor in tensors_in((args[1:], _others(args, kwargs)))}
+        others = {id_of(tensor) for tensor in others_of(args, kwargs)}
         saved = SavedOnHost(transfers, lambda tensor: id_of(tensor) in weights or id_of(tensor) in others, ahead)
         begins(saved)
         with saved.hooks():
@@ -82,6 +82,12 @@ def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | No
     """What a block works on: its first argument."""
     first = args[0] if args else kwargs.get("hidden_states")
     return first if isinstance(first, torch.Tensor) else None
+
+
+def others_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """All that a block is given besides: masks, positions."""
+    named = kwargs if args else {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    return tensors_in((args[1:], named))
 
 
 def output_of(out: Any) -> torch.Tensor | None:
@@ -102,10 +108,6 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, tuple | list):
         for one in value:
             yield from tensors_in(one)
-
-
-def _others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return kwargs if args else {name: value for name, value in kwargs.items() if name != "hidden_states"}
 
 
 def _without_cache(kwargs: dict[str, Any]) -> dict[str, Any]:

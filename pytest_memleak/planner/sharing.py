@@ -1,0 +1,67 @@
+"""What blocks are given in a step, and who holds it for how long."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from pytest_memleak.planner.running.modes import id_of
+
+
+@dataclass
+class _Storage:
+    bytes: int
+    ref: weakref.ref[torch.UntypedStorage]
+
+    @property
+    def alive(self) -> bool:
+        return self.ref() is not None
+
+
+@dataclass
+class Given:
+    """A block's input is gone when the next one is called, unless the block has saved it.
+
+    What all blocks share, and the first one's input, is held by the model's own code up to its end.
+    """
+
+    nobodys: frozenset[int] = frozenset()
+    """Storages that are there before and afterwards: the batch's, weights."""
+    bytes: int = 0
+    """Of the first input."""
+    require_grad: bool = False
+    kept: dict[int, bool] = field(default_factory=dict)
+    """By block: whether it has saved its input."""
+    _inputs: dict[int, _Storage] = field(default_factory=dict)
+    _shared: dict[int, _Storage] = field(default_factory=dict)
+    _first: int = 0
+
+    def take(self, block: int, tensor: torch.Tensor, others: Iterable[torch.Tensor]) -> None:
+        self._inputs[block] = _storage(tensor)
+        if block == 0:
+            self.bytes, self.require_grad, self._first = self._inputs[0].bytes, tensor.requires_grad, id_of(tensor)
+            others = (tensor, *others)
+        for other in others:
+            if other.device == tensor.device and id_of(other) not in self.nobodys:
+                self._shared.setdefault(id_of(other), _storage(other))
+
+    def look(self, block: int) -> None:
+        """Now it would be gone."""
+        if block in self._inputs:
+            self.kept.setdefault(block, self._inputs[block].alive)
+
+    def alive(self) -> int:
+        """Bytes of what is shared, the first input among it."""
+        return sum(storage.bytes for storage in self._shared.values() if storage.alive)
+
+    def alive_of_all(self) -> int:
+        """The same without the first input."""
+        return sum(one.bytes for key, one in self._shared.items() if key != self._first and one.alive)
+
+
+def _storage(tensor: torch.Tensor) -> _Storage:
+    storage = tensor.untyped_storage()
+    return _Storage(storage.nbytes(), weakref.ref(storage))
