@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,7 +35,7 @@ class Mark:
     gradient: int
     """Bytes of a weight's gradient that was whole at this mark."""
     seconds: float
-    shared: int
+    shared: int = 0
     """Bytes in the level that all blocks share: how long they stay is told apart from what the parts of a step take."""
 
     @property
@@ -58,11 +58,11 @@ class Marks:
         self,
         levels: Levels,
         device: torch.device,
-        shared: Callable[[], int] = lambda: 0,
+        passed: Callable[[int], None] = lambda mark: None,
         clock: Clock = time.perf_counter,
     ) -> None:
         self._levels = levels
-        self._shared = shared
+        self._passed = passed
         self._waits = device.type == "cuda" and levels.how != "predicted"
         self._device = device
         self.clock = clock
@@ -72,7 +72,15 @@ class Marks:
         peak = self._levels.highest()
         if self._waits:
             torch.cuda.synchronize(self._device)
-        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, self.clock(), self._shared()))
+        self._passed(len(self._marks))
+        self._marks.append(Mark(what, block, self._levels.now(), peak, gradient, self.clock()))
+
+    def share(self, bytes_at: Callable[[int], int]) -> None:
+        """What blocks share is known when all have been called: how much of it was there at each mark."""
+        first = next((number for number, mark in enumerate(self._marks) if mark.what == FORWARD), 0)
+        self._marks = [
+            replace(mark, shared=bytes_at(number) if number >= first else 0) for number, mark in enumerate(self._marks)
+        ]
 
     @property
     def base(self) -> int:

@@ -15,6 +15,8 @@ from pytest_memleak.planner.running.modes import id_of
 class _Storage:
     bytes: int
     ref: weakref.ref[torch.UntypedStorage]
+    gone_at: int | None = None
+    """The first mark at which it was not there any more."""
 
     @property
     def alive(self) -> bool:
@@ -53,11 +55,20 @@ class Given:
         if block in self._inputs:
             self.kept.setdefault(block, self._inputs[block].alive)
 
-    def alive(self) -> int:
-        """Bytes of what is shared, the first input among it."""
-        return sum(storage.bytes for storage in self._shared.values() if storage.alive)
+    def passed(self, mark: int) -> None:
+        for storage in self._shared.values():
+            if storage.gone_at is None and not storage.alive:
+                storage.gone_at = mark
 
-    def alive_of_all(self) -> int:
+    def shared_at(self, mark: int) -> int:
+        """Bytes of what is shared, the first input among it: it was all made before the first block was called."""
+        return sum(one.bytes for one in self._shared.values() if one.gone_at is None or one.gone_at > mark)
+
+    def shared(self) -> int:
+        """Of what is there now."""
+        return sum(one.bytes for one in self._shared.values() if one.alive)
+
+    def held(self) -> int:
         """The same without the first input."""
         return sum(one.bytes for key, one in self._shared.items() if key != self._first and one.alive)
 

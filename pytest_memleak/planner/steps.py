@@ -41,7 +41,7 @@ class Step:
     ) -> None:
         self.modes = modes
         self.given = Given()
-        self.marks = Marks(levels, device, lambda: self.given.alive(), clock)
+        self.marks = Marks(levels, device, self.given.passed, clock)
         self.shared = self.held = 0
         """Of what blocks share: what there is, and what is still there when the model's own code has ended."""
         self.as_tuple = as_tuple
@@ -70,6 +70,7 @@ class Step:
             del loss
             self.given.look(0)
             self.marks.make(mark.END)
+            self.marks.share(self.given.shared_at)
         model.zero_grad(set_to_none=True)
         return self
 
@@ -105,7 +106,7 @@ class Step:
     def _behind_all(self) -> None:
         if self._blocks > 1:
             self.given.look(self._blocks - 1)
-        self.shared = self.given.alive()
+        self.shared = self.given.shared()
         self.marks.make(mark.BEHIND)
 
     def _backward(self, number: int) -> None:
@@ -115,7 +116,7 @@ class Step:
     def _code_has_ended(self) -> None:
         if 0 not in self.given.kept:
             self.given.look(0)
-            self.held = self.given.alive_of_all()
+            self.held = self.given.held()
 
 
 def _at_the_next_module(do: Callable[[], None]) -> None:
