@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tests.planner.families.sizes import GEMMA3, LAYERS, QWEN_TOKENS, QWEN_VISION, TEXT, VISION, family, mrope
 
 
@@ -74,7 +76,11 @@ def gemma3() -> Any:
     vision = {**VISION, "num_hidden_layers": LAYERS, "image_size": 112, "patch_size": 14}
     ids = {"image_token_index": 500, "boi_token_index": 501, "eoi_token_index": 502}
     config = Gemma3Config(text_config={**TEXT, **GEMMA3}, vision_config=vision, mm_tokens_per_image=16, **ids)
-    return Gemma3ForConditionalGeneration(config)
+    model = Gemma3ForConditionalGeneration(config)
+    # New ones are all zero, which no gradient gets through.
+    projection = next(one for name, one in model.named_parameters() if name.endswith("mm_input_projection_weight"))
+    torch.nn.init.normal_(projection)
+    return model
 
 
 @family
