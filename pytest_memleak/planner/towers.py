@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pytest_memleak.planner.transformers_model import is_transformers_model
+from pytest_memleak.planner.transformers_model import is_transformers_model, text_config
 
 Modality = Literal["image", "video", "audio"]
 Part = Literal["tower", "projector"]
@@ -84,7 +84,7 @@ class _Search:
                 yield from self._what_is(name, leaf, child)
 
     def _what_is(self, name: str, leaf: str, module: nn.Module) -> Iterator[Tower | _Unsaid]:
-        words = set(re.findall("[a-z]+", leaf.lower()))
+        words = _words(leaf)
         modality = _by_name(words) or _by_itself(module, self.transformers_model)
         projects = bool(words & _PROJECTORS) or {"language", "projection"} <= words
         if modality is not None:
@@ -105,6 +105,10 @@ def _has_weights(module: nn.Module) -> bool:
     return any(buffer.dim() > 1 for buffer in module.buffers())
 
 
+def _words(name: str) -> set[str]:
+    return set(re.findall("[a-z]+", name.lower()))
+
+
 def _by_name(words: set[str]) -> Modality | None:
     if words & _NO_TOWER and not words & (_PROJECTORS | _PROJECTS):
         return None
@@ -113,21 +117,22 @@ def _by_name(words: set[str]) -> Modality | None:
 
 def _by_itself(module: nn.Module, transformers_model: Any | None) -> Modality | None:
     """What a part of a transformers model says it reads (GraniteSpeech calls its tower ``encoder``)."""
-    if not is_transformers_model(module):
-        return None
-    says = getattr(module, "input_modalities", ())
-    reads = {says} if isinstance(says, str) else set(says)
-    if reads and "text" not in reads:
-        return next((modality for modality in ("image", "video", "audio") if modality in reads), None)
-    by_input = _INPUTS.get(str(getattr(module, "main_input_name", "")))
-    return by_input or _by_config(module, transformers_model)
-
-
-def _by_config(module: nn.Module, transformers_model: Any | None) -> Modality | None:
-    """Releases that do not say have the config of a tower as ``vision_config`` or the like."""
-    whole = getattr(transformers_model, "config", None)
-    for word, modality in _WORDS.items():
-        of_tower = getattr(whole, f"{word}_config", None)
-        if of_tower is not None and type(getattr(module, "config", None)) is type(of_tower):
+    if is_transformers_model(module):
+        says = getattr(module, "input_modalities", ())
+        reads = {says} if isinstance(says, str) else set(says)
+        if reads and "text" not in reads:
+            return next((modality for modality in ("image", "video", "audio") if modality in reads), None)
+        if modality := _INPUTS.get(str(getattr(module, "main_input_name", ""))):
             return modality
-    return None
+    return None if transformers_model is None else _by_config(module, transformers_model)
+
+
+def _by_config(module: nn.Module, transformers_model: Any) -> Modality | None:
+    """Releases whose parts do not say may have a config for each: ``vision_config``, or one of a type that tells."""
+    whole, own = transformers_model.config, getattr(module, "config", None)
+    if own is None or type(own) in (type(whole), type(text_config(transformers_model))):
+        return None
+    for word, modality in _WORDS.items():
+        if type(getattr(whole, f"{word}_config", None)) is type(own):
+            return modality
+    return _by_name(_words(str(getattr(own, "model_type", ""))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import groupby
 from typing import Any
 
@@ -146,10 +147,16 @@ def test_what_a_model_is_told_of_its_tokens() -> None:
     """What its mask and its positions go by: left out, they would be those of text."""
     gemma = batch(build("gemma3"), "image", tokens=64)
     assert torch.equal(gemma["token_type_ids"], (gemma["input_ids"] == 500).long())
-    qwen = batch(build("qwen2_5_vl"), "video", tokens=TOKENS, pixels=SMALL)
-    assert torch.equal(qwen["mm_token_type_ids"], 2 * (qwen["input_ids"] == 501).long())
-    assert not batch(build("qwen2_5_vl"))["mm_token_type_ids"].any()
     assert "token_type_ids" not in batch(build("gpt2")), "which would be embedded"
+
+
+def test_what_a_qwen_is_told_of_its_tokens() -> None:
+    model = build("qwen2_5_vl")
+    if "mm_token_type_ids" not in inspect.signature(type(model).forward).parameters:
+        pytest.skip("releases before 5 find out by themselves")
+    made = batch(model, "video", tokens=TOKENS, pixels=SMALL)
+    assert torch.equal(made["mm_token_type_ids"], 2 * (made["input_ids"] == 501).long())
+    assert not batch(model)["mm_token_type_ids"].any()
 
 
 @pytest.mark.parametrize(("family", "runs"), [("qwen2_5_vl", [64]), ("qwen3_vl", [16] * 4), (OMNI, [64])])

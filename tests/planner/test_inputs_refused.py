@@ -124,6 +124,6 @@ def test_an_image_that_is_not_square() -> None:
 
 def test_positions_that_fit_neither_way() -> None:
     model = build("qwen3_vl")
-    model.model.get_rope_index = lambda input_ids, video_grid_thw: None
+    model.model.get_rope_index = lambda input_ids: (input_ids.cumsum(-1).expand(3, 1, -1), None)
     with pytest.raises(BadInput, match="get_rope_index does not tell how its frames stand"):
         batch(model, "video", pixels=112)

@@ -97,27 +97,27 @@ def _frames_stand_apart(request: Request, merge: int, around: tuple[int, ...]) -
 
 
 def _can_place(rule: Any, placeholder: int, merge: int, around: tuple[int, ...], apart: bool) -> bool:
-    """Two frames of one token each."""
+    """Two frames of two by two tokens: each has two heights. What a rule takes for text goes up by one a token."""
     text = next(one for one in range(4) if one not in {placeholder, *around})
-    start, end = around[:1], around[1:]
-    frames = (placeholder,), (placeholder,)
-    parts = frames if apart else (frames[0] + frames[1],)
-    row = [one for part in parts for one in (text, *start, *part, *end)] + [text]
+    frame = (placeholder,) * 4
+    parts = (frame, frame) if apart else (frame + frame,)
+    row = [one for part in parts for one in (text, *around[:1], *part, *around[1:])] + [text]
     ids = torch.tensor([row], device="cpu")
     offered: dict[str, Any] = {
         "input_ids": ids,
         "mm_token_type_ids": 2 * (ids == placeholder).int(),
-        "video_grid_thw": torch.tensor([[2, merge, merge]], device="cpu"),
+        "video_grid_thw": torch.tensor([[2, 2 * merge, 2 * merge]], device="cpu"),
         "second_per_grid_ts": torch.ones(1, device="cpu"),
         "second_per_grids": torch.ones(1, device="cpu"),
         "attention_mask": torch.ones_like(ids),
     }
     takes = inspect.signature(rule).parameters
     try:
-        rule(**{name: value for name, value in offered.items() if name in takes})
+        positions, _ = rule(**{name: value for name, value in offered.items() if name in takes})
     except (IndexError, RuntimeError, StopIteration, ValueError):  # what they raise where counts do not fit
         return False
-    return True
+    heights = positions[1][ids == placeholder].tolist()
+    return len(set(heights[:4])) == len(set(heights[4:])) == 2
 
 
 def _fixed_side(request: Request) -> int:

@@ -14,7 +14,7 @@ def qwen2_vl() -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {"depth": 6, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 64, "patch_size": 14}
-    text = {**TEXT, "rope_parameters": mrope(2, 3, 3)}
+    text = {**TEXT, **mrope(2, 3, 3)}
     return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **QWEN_TOKENS))
 
 
@@ -23,7 +23,7 @@ def qwen2_5_vl() -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vision = {**QWEN_VISION, "patch_size": 14, "fullatt_block_indexes": [1, 3], "window_size": 56}
-    text = {**TEXT, "rope_parameters": mrope(2, 3, 3)}
+    text = {**TEXT, **mrope(2, 3, 3)}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **QWEN_TOKENS))
 
 
@@ -32,7 +32,7 @@ def qwen3_vl() -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     vision = {**QWEN_VISION, "patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": [1, 2]}
-    text = {**TEXT, "head_dim": 16, "rope_parameters": mrope(2, 3, 3, mrope_interleaved=True)}
+    text = {**TEXT, "head_dim": 16, **mrope(2, 3, 3, mrope_interleaved=True)}
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_TOKENS))
 
 
@@ -43,7 +43,7 @@ def qwen3_5() -> Any:
     vision = {**QWEN_VISION, "patch_size": 16, "num_position_embeddings": 256}
     heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
     rope = mrope(2, 1, 1, partial_rotary_factor=0.5, mrope_interleaved=True)
-    text = {**TEXT, "head_dim": 16, "linear_value_head_dim": 16, **heads, "rope_parameters": rope}
+    text = {**TEXT, "head_dim": 16, "linear_value_head_dim": 16, **heads, **rope}
     return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision, **QWEN_TOKENS))
 
 

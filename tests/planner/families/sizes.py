@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
+
+from packaging.version import Version
 
 LAYERS = 4
 VOCABULARY = 512
@@ -55,4 +58,7 @@ def family(builder: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def mrope(*sections: int, **more: Any) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sections), **more}
+    """Positions in time, height and width. Before transformers 5 they had another name, and the base stood beside."""
+    if Version(metadata.version("transformers")) < Version("5"):
+        return {"rope_scaling": {"rope_type": "default", "mrope_section": list(sections), **more}, "rope_theta": 1e6}
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sections), **more}}

@@ -56,7 +56,7 @@ def qwen2_5_omni() -> Any:
     marks = {"vision_start_token_id": 502, "vision_end_token_id": 503}
     more = {"audio_start_token_id": 505, "audio_end_token_id": 506, "position_id_per_seconds": 25}
     config = Qwen2_5OmniThinkerConfig(
-        text_config={**TEXT, "rope_parameters": mrope(2, 3, 3)},
+        text_config={**TEXT, **mrope(2, 3, 3)},
         vision_config=vision,
         audio_config=audio,
         **ids,
