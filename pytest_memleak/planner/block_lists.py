@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from torch import nn
 
@@ -18,7 +18,8 @@ def block_list(
     """The blocks by their names in the model, or none. They are in the core of it, and not in what it is to be without.
 
     A list as long as the config says that there are layers is preferred: others may be heavier (embeddings of n-grams).
-    Of several the heaviest is meant, and never one that is inside an element of another, as experts are in a block.
+    Of several the heaviest is meant. What has another inside, as blocks have lists of experts, comes first and is no
+    lighter.
     """
     inside = set(core.modules())
     elsewhere = {module for part in without for module in part.modules()}
@@ -29,7 +30,7 @@ def block_list(
     ]
     of_count = [(name, module) for name, module in lists if len(elements(name, module)) == count]
     candidates = of_count or [(name, module) for name, module in lists if _is_repeated(module)]
-    name, found = max(_outermost(candidates), key=lambda one: count_weights(one[1]), default=("", None))
+    name, found = max(candidates, key=lambda one: count_weights(one[1]), default=("", None))
     return [] if found is None else elements(name, found)
 
 
@@ -51,12 +52,3 @@ def _is_repeated(module: nn.Module) -> bool:
     """Mixed decoders have blocks of more than one class; a list of one thing and another is no decoder."""
     classes = Counter(type(child) for child in module._modules.values())
     return max(classes.values()) > 1
-
-
-def _outermost(lists: list[NamedModule]) -> Iterator[NamedModule]:
-    """They come with what holds them first."""
-    below: set[nn.Module] = set()
-    for name, module in lists:
-        if module not in below:
-            below.update(module.modules())
-            yield name, module

@@ -117,14 +117,10 @@ def _by_name(words: set[str]) -> Modality | None:
 
 def _by_itself(module: nn.Module, transformers_model: Any | None) -> Modality | None:
     """What a part of a transformers model says it reads (GraniteSpeech calls its tower ``encoder``)."""
-    if is_transformers_model(module):
-        says = getattr(module, "input_modalities", ())
-        reads = {says} if isinstance(says, str) else set(says)
-        if reads and "text" not in reads:
-            return next((modality for modality in ("image", "video", "audio") if modality in reads), None)
-        if modality := _INPUTS.get(str(getattr(module, "main_input_name", ""))):
-            return modality
-    return None if transformers_model is None else _by_config(module, transformers_model)
+    by_input = _INPUTS.get(str(getattr(module, "main_input_name", "")))
+    if by_input is not None or transformers_model is None:
+        return by_input
+    return _by_config(module, transformers_model)
 
 
 def _by_config(module: nn.Module, transformers_model: Any) -> Modality | None:

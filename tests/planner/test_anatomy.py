@@ -45,6 +45,7 @@ FAMILIES: dict[str, tuple[str, int, Towers]] = {
         1,
         [("encoder", "audio", "tower"), ("projector", "audio", "projector")],
     ),
+    "whisper": ("WhisperDecoderLayer", 1, [("encoder", "audio", "tower")]),
     "qwen2_5_omni": ("Qwen2_5OmniDecoderLayer", 1, [("audio_tower", "audio", "tower"), *VISUAL]),
 }
 

@@ -111,10 +111,24 @@ def test_a_block_that_is_run_twice_counts_twice() -> None:
 
 
 def test_a_module_of_ones_own_around_two_models() -> None:
-    """The tower comes first, is a transformers model too, and has more layers than what it is beside."""
-    pair = Plain(eyes=build("gemma3").model.vision_tower, llm=build("qwen2"), bridge=plain_block())
+    """The tower comes first, is a transformers model too, and is heavier than what it is beside."""
+    eyes = build("gemma3").model.vision_tower
+    eyes.head = nn.Linear(1000, 1000)
+    pair = Plain(eyes=eyes, llm=build("qwen2"), bridge=plain_block())
     assert blocks(pair) == [f"llm.model.layers.{number}" for number in range(4)]
     assert towers(pair) == [("eyes", "image", "tower")]
+
+
+def test_a_small_model_beside_a_large_one() -> None:
+    """As a draft or a teacher: the large one is trained."""
+    small = build("qwen2")
+    del small.model.layers[1:]
+    assert blocks(Plain(draft=small, llm=build("gpt2"))) == [f"llm.transformer.h.{number}" for number in range(4)]
+
+
+def test_a_model_inside_makes_a_tower_of_what_is_called_an_embedding() -> None:
+    model = Plain(image_embed=Plain(img=build("gemma3").model.vision_tower, bridge=plain_block()), llm=build("llama"))
+    assert towers(model) == [("image_embed", "image", "tower")]
 
 
 def test_no_blocks() -> None:
@@ -138,6 +152,11 @@ def test_blocks_that_are_given() -> None:
     found = anatomy(model, ["vision.layers.1"])
     assert [tower.name for tower in found.towers] == ["audio"], "a block is in the other one"
     assert [tower.name for tower in anatomy(model, ["audio"]).towers] == ["vision"]
+
+
+def test_what_is_in_a_block_that_is_given_is_the_blocks_own() -> None:
+    model = Plain(first=Plain(visual_expert=plain_block()), second=Plain(visual_expert=plain_block()))
+    assert [tower.name for tower in anatomy(model, ["first"]).towers] == ["second.visual_expert"]
 
 
 @pytest.mark.parametrize(

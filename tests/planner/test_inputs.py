@@ -106,6 +106,13 @@ def test_values_are_the_same_every_time_and_leave_torchs_alone(family: str) -> N
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_text_is_of_tokens_that_there_are_and_that_nothing_names() -> None:
+    model = build("llama")
+    model.config.vocab_size = VOCABULARY * 2  # as where a checkpoint's embedding was cut
+    model.config.eos_token_id = list(range(2, 500))
+    assert set(batch(model)["input_ids"].flatten().tolist()) == set(range(500, VOCABULARY))
+
+
 def test_rows_are_not_the_same() -> None:
     made = batch(build("gemma3"), "image", rows=2, tokens=64)
     assert not torch.equal(made["input_ids"][0], made["input_ids"][1])

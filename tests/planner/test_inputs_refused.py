@@ -73,9 +73,10 @@ def test_a_model_without_a_loss() -> None:
         batch(build("qwen2").model)
 
 
-def test_a_model_with_an_encoder_of_text() -> None:
-    with pytest.raises(BadInput, match="T5ForConditionalGeneration: it has an encoder for text"):
-        batch(build("t5"))
+@pytest.mark.parametrize(("family", "name"), [("t5", "T5"), ("whisper", "Whisper")])
+def test_a_model_whose_encoder_takes_a_batch_of_its_own(family: str, name: str) -> None:
+    with pytest.raises(BadInput, match=f"{name}ForConditionalGeneration: it is an encoder and a decoder"):
+        batch(build(family))
 
 
 def test_a_family_whose_images_are_laid_out_otherwise() -> None:

@@ -93,7 +93,7 @@ def _trainable(model: nn.Module, kind: str) -> Any:
     elif "labels" not in forward_arguments(known):
         why = "its forward takes no labels, so that it has no loss"
     elif getattr(known.config, "is_encoder_decoder", False):
-        why = "it has an encoder for text, and such batches are not made here"
+        why = "it is an encoder and a decoder, whose batches are not made here"
     else:
         return known
     raise BadInput(f"no {kind} batch can be made for {name}: {why}; {INSTEAD}")

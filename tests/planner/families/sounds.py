@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.planner.families.sizes import QWEN_VISION, TEXT, WHISPER, family, mrope
+from tests.planner.families.sizes import LAYERS, QWEN_VISION, TEXT, VOCABULARY, WHISPER, family, mrope
 
 
 @family
@@ -64,3 +64,12 @@ def qwen2_5_omni() -> Any:
         **more,
     )
     return Qwen2_5OmniThinkerForConditionalGeneration(config)
+
+
+@family
+def whisper() -> Any:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    heads = {"decoder_layers": LAYERS, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "max_target_positions": 64}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return WhisperForConditionalGeneration(WhisperConfig(vocab_size=VOCABULARY, **WHISPER, **heads, **ids))
