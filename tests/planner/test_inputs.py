@@ -182,6 +182,18 @@ def test_starts_and_ends_stand_around_each_piece() -> None:
     assert all(ids[start + 1 : start + 18] == [501] * 16 + [503] for start in starts)
     ids = batch(build("gemma3"), "image", tokens=64)["input_ids"][0].tolist()
     assert ids[1:19] == [501] + [500] * 16 + [502]
+    ids = batch(build(OMNI), "audio", tokens=64)["input_ids"][0].tolist()
+    assert ids[1:23] == [505] + [504] * 20 + [506]
+
+
+def test_masks_of_sounds() -> None:
+    """Of frames, or of what they come to."""
+    granite = batch(build("granite_speech"), "audio", rows=2, tokens=TOKENS)
+    assert granite["input_features_mask"].shape == (2, 300)
+    assert granite["input_features_mask"].all()
+    qwen = batch(build("qwen2_audio"), "audio", rows=2, tokens=64)
+    assert qwen["feature_attention_mask"].shape == (2, 80)
+    assert qwen["feature_attention_mask"].all()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pytest_memleak.errors import BadInput
+from pytest_memleak.planner.anatomy import towers_of
 from pytest_memleak.planner.inputs import batch, kinds
 from tests.planner.small_models import Plain, build, plain_block, plain_blocks
 
@@ -114,6 +115,18 @@ def test_a_config_whose_sizes_do_not_agree() -> None:
     model.config.image_seq_length = 576
     with pytest.raises(BadInput, match="image_seq_length=576, and 112 pixels come to 64 tokens"):
         batch(model, "image")
+    model = build("voxtral")
+    object.__setattr__(model.config.audio_config, "intermediate_size", 100)
+    with pytest.raises(BadInput, match="its 40 positions of 32 do not come to rows of 100"):
+        batch(model, "audio")
+
+
+def test_a_tower_that_does_not_say_what_a_length_comes_to() -> None:
+    model = build("qwen2_audio")
+    tower: Any = towers_of(model)[0].module
+    tower._get_feat_extract_output_lengths = None
+    with pytest.raises(BadInput, match="Qwen2AudioEncoder does not say how many features"):
+        batch(model, "audio")
 
 
 def test_an_image_that_is_not_square() -> None:
