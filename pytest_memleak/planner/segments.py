@@ -1,0 +1,243 @@
+"""Peaks and seconds of all ways to give blocks their modes, at once: what `walk` and `step_seconds` say of each.
+
+Blocks of one mode follow each other. So where a mode begins and ends says how high the level is at each of its blocks,
+and a table over both holds the highest of them; the peak of a step is that of a few tables. It needs numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_memleak.planner.pace import Links, computing, moved
+from pytest_memleak.planner.plan import Mode
+from pytest_memleak.planner.profile import Profile
+from pytest_memleak.planner.streams import Copies, Floats, Held, Ints
+
+Number = TypeVar("Number", np.int64, np.float64)
+
+_ORDER = (Mode.SWAP, Mode.OFFLOAD, Mode.CHECKPOINT, Mode.NONE)
+"""Of the rows of all tables."""
+_SWAPPED = np.array([[1], [0], [0], [0]])
+_LOWEST = np.iinfo(np.int64).min // 4
+"""Lower than any level, and far from where sums of such overflow."""
+
+
+@dataclass(frozen=True)
+class Triples:
+    """The blocks at which others cease to swap, to offload, and to be checkpointed."""
+
+    swap: Ints
+    offload: Ints
+    checkpoint: Ints
+
+    def __len__(self) -> int:
+        return len(self.swap)
+
+    def __getitem__(self, chosen: Ints) -> Triples:
+        return Triples(self.swap[chosen], self.offload[chosen], self.checkpoint[chosen])
+
+    def edges(self) -> tuple[Ints, Ints, Ints]:
+        return self.swap, self.offload, self.checkpoint
+
+    def first_unswapped(self) -> Ints:
+        """The mode of the first block that does not swap, as a row: the block before it may swap beside it."""
+        result: Ints = np.where(self.offload > self.swap, 1, np.where(self.checkpoint > self.swap, 2, 3))
+        return result
+
+
+@dataclass(frozen=True)
+class Point:
+    """The level somewhere in the step: a part that depends on where swapping ends, one on where offloading does, and
+    one on where checkpointing does."""
+
+    swap: Ints
+    offload: Ints
+    checkpoint: Ints
+    least: Ints
+    """In place of the first two, if any block swaps that is better off with it."""
+
+
+class Segments:
+    """Of one profile."""
+
+    def __init__(self, profile: Profile, links: Links) -> None:
+        self._profile = profile
+        self._links = links
+        blocks = range(len(profile.blocks))
+        self.blocks = len(profile.blocks)
+        costs = [[profile.blocks[i][Mode.NONE if mode is Mode.SWAP else mode] for i in blocks] for mode in _ORDER]
+        self._saved = np.array([profile.saved(block) for block in blocks], dtype=np.int64)
+        self._forward_peaks = np.array([[cost.forward.peak for cost in row] for row in costs], dtype=np.int64)
+        self._backward_peaks = np.array([[cost.backward.peak for cost in row] for row in costs], dtype=np.int64)
+        self._with_gradients = np.array([[cost.with_gradients for cost in row] for row in costs], dtype=np.int64)
+        grown = np.array([[cost.forward.grown for cost in row] for row in costs], dtype=np.int64)
+        self._net = _sums(grown + np.array([[cost.backward.grown for cost in row] for row in costs], dtype=np.int64))
+        grown[0] -= self._saved
+        self._grown = _sums(grown)
+        """What blocks up to each hold, were all of that mode: when they have gone forward, what is swapped being away,
+        and when they have gone backward, too."""
+        seconds = np.array([[computing(profile, block, mode, links) for block in blocks] for mode in _ORDER])
+        self._forth, self._back = seconds[..., 0], seconds[..., 1]
+        copied = np.array([moved(profile, block) for block in blocks], dtype=np.float64)
+        self._out, self._again = copied / links.to_host, copied / links.to_card
+
+    def peaks(self, triples: Triples, held: Held) -> Ints:
+        """As `walk` has them."""
+        profile, grown, net = self._profile, self._grown, self._net
+        start = profile.base + held.level
+        before, turn = start + profile.before.grown, start + profile.before.grown + profile.after.grown
+        forth, back, first_forth, first_back = self._tables(held)
+        swap, offload, checkpoint = triples.swap, triples.offload, triples.checkpoint
+        # What modes add to the level at a mode's first block, less what its table has of the blocks before that one.
+        ahead = [np.zeros_like(swap), (grown[0] - grown[1])[swap]]
+        ahead.append(ahead[1] + (grown[1] - grown[2])[offload])
+        ahead.append(ahead[2] + (grown[2] - grown[3])[checkpoint])
+        # What they add once the blocks of the mode, and those behind, have gone backward; less the same.
+        behind = [np.full_like(swap, net[3, -1])]
+        behind.insert(0, behind[0] + (net[2] - net[3])[checkpoint])
+        behind.insert(0, behind[0] + (net[1] - net[2])[offload])
+        behind.insert(0, behind[0] + (net[0] - net[1])[swap])
+        after = before + ahead[3] + grown[3, -1] + profile.after.peak + held.forward[-1]
+        peak: Ints = np.maximum(after, start + profile.before.peak)
+        # The first block that does not swap has a table of its own: what the one before it swapped is still there.
+        begins = (np.zeros_like(swap), swap + 1, offload + (offload == swap), checkpoint + (checkpoint == swap))
+        ends = (swap, offload, checkpoint, np.full_like(swap, self.blocks))
+        for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            np.maximum(peak, before + ahead[row] + forth[row, begin, end], out=peak)
+            np.maximum(peak, turn + ahead[row] + behind[row] + back[row, begin, end], out=peak)
+        first = triples.first_unswapped()
+        np.maximum(peak, before + first_forth[first, swap], out=peak)
+        np.maximum(peak, turn + np.choose(first, behind) + first_back[first, swap], out=peak)
+        end = turn + behind[0] + held.all_stay
+        np.maximum(peak, end + max(profile.end.peak, profile.end.grown + self._of_optimizer(held)), out=peak)
+        return peak
+
+    def _tables(self, held: Held) -> tuple[Ints, Ints, Ints, Ints]:
+        """The highest levels on the way forth and back, of each mode from any block up to any other one; and those at
+        each block, were it the first one that does not swap."""
+        shape = np.zeros((len(_ORDER), 1), dtype=np.int64)
+        beside = np.append(0, self._saved[:-1])
+        forth = self._grown[:, :-1] + self._forward_peaks + held.forward + _SWAPPED * beside
+        stays = np.minimum(held.stay, self._with_gradients - self._backward_peaks)
+        level = self._grown[:, 1:] - self._net[:, 1:] + held.backward + _SWAPPED * (self._saved + beside)
+        back = level + self._backward_peaks + stays
+        less = (self._grown[0] - self._grown)[:, :-1] + beside
+        nowhere = shape + _LOWEST
+        first_forth = np.concatenate([forth + less, nowhere], axis=1)
+        first_back = np.concatenate([back + less, nowhere], axis=1)
+        return ranges(forth), ranges(back), first_forth, first_back
+
+    def _of_optimizer(self, held: Held) -> int:
+        trained = held.all_stay + held.streamed_gradients + self._profile.rest_gradients
+        return self._profile.optimizer.peak * (trained - held.streamed_gradients) // trained if trained else 0
+
+    def before_blocks(self) -> int:
+        """The highest level there, with all states on the card."""
+        return self._profile.base + self._profile.before.peak
+
+    def after_blocks(self) -> Point:
+        """The level there that is reached whatever is streamed."""
+        profile = self._profile
+        return _point(np.diff(self._grown), profile.base + profile.before.grown + profile.after.peak)
+
+    def at_forward(self, block: int) -> Point:
+        """The same while a block goes forward."""
+        held = np.diff(self._grown)
+        held[0, max(block - 1, 0) : block] += self._saved[max(block - 1, 0) : block]
+        held[:, block] = self._forward_peaks[:, block]
+        held[:, block + 1 :] = 0
+        return _point(held, self._profile.base + self._profile.before.grown)
+
+    def at_backward(self, block: int) -> Point:
+        """The same while a block goes backward. For gradients that stay, `beside_gradients` is to be added."""
+        profile, peaks = self._profile, self._backward_peaks
+        earlier, later = np.diff(self._grown), np.diff(self._net)
+        own = (earlier + peaks)[:, block]
+        earlier[0, max(block - 1, 0) : block] += self._saved[max(block - 1, 0) : block]
+        own[0] += self._saved[block]
+        held = np.concatenate([earlier[:, :block], own[:, None], later[:, block + 1 :]], axis=1)
+        return _point(held, profile.base + profile.before.grown + profile.after.grown)
+
+    def beside_gradients(self, block: int, stay: Ints) -> Ints:
+        """By how much they make a block's peak higher, in whichever mode."""
+        more: Ints = np.minimum(stay, (self._with_gradients - self._backward_peaks)[:, block].min())
+        return more
+
+    def at_end(self) -> Point:
+        """The same when all blocks have gone backward."""
+        profile = self._profile
+        around = profile.base + profile.before.grown + profile.after.grown + profile.end.peak
+        return _point(np.diff(self._net), around)
+
+    def most_needy(self) -> int:
+        """The block that needs the most to go backward, in whichever mode."""
+        return int(self._backward_peaks.min(axis=0).argmax())
+
+    def seconds(self, triples: Triples, copies: Copies) -> Floats:
+        """As `step_seconds` has them, with the copies of one pair."""
+        beside = self._slots(copies, np.ones((len(_ORDER), 1)))
+        alone = self._slots(copies, _SWAPPED)
+        more = np.zeros((len(_ORDER), self.blocks + 1)) + self.turn_seconds
+        more[:, :-1] = (beside - alone)[0]
+        added = _sums(alone)[0]
+        swap, offload, checkpoint = (added[row] - added[row + 1] for row in range(3))
+        total: Floats = swap[triples.swap] + offload[triples.offload] + checkpoint[triples.checkpoint]
+        total += more[triples.first_unswapped(), triples.swap]
+        total += added[3, -1] + self.around(copies)
+        return total
+
+    def sums(self, copies: Copies) -> Floats:
+        """The seconds of blocks up to each, were all of that mode, for each pair."""
+        return _sums(self._slots(copies, _SWAPPED))
+
+    def _slots(self, copies: Copies, swapped: npt.NDArray[Any]) -> Floats:
+        """Of each pair, mode and block, forward and backward, where the block before is one that swaps or not."""
+        out, again = np.append(0.0, self._out[:-1]) * swapped, np.append(0.0, self._again[:-1]) * swapped
+        comes, comes_back = (times[:, None] for times in copies.comes)
+        slots: Floats = np.maximum(np.maximum(self._forth, out), comes)
+        slots += np.maximum(np.maximum(self._back, comes_back + again), copies.leaves[:, None])
+        slots += (copies.waits[0] + copies.waits[1])[:, None]
+        return slots
+
+    def around(self, copies: Copies) -> Floats:
+        """The seconds in which no block runs."""
+        profile = self._profile
+        trained = copies.all_gradients + profile.rest_gradients
+        here = (trained - copies.streamed_gradients) / trained if trained else np.zeros(1)
+        on_host = copies.streamed_gradients / self._links.host_optimizer
+        optimizing: Floats = np.maximum(profile.optimizer.seconds * here, on_host)
+        return optimizing + (profile.before.seconds + profile.after.seconds + profile.end.seconds)
+
+    @property
+    def turn_seconds(self) -> float:
+        """If the last block swaps: nothing runs beside its copies."""
+        return float(self._out[-1] + self._again[-1])
+
+
+def mean(kinds: list[Floats]) -> Floats:
+    """Over kinds of batches, as `mean_seconds` has it."""
+    total: Floats = np.sum(kinds, axis=0) / len(kinds)
+    return total
+
+
+def _point(held: Ints, around: int) -> Point:
+    sums, least = _sums(held), _sums(held[:2].min(axis=0))
+    return Point(sums[0] - sums[1], sums[1] - sums[2], sums[2] - sums[3] + (sums[3, -1] + around), least - sums[2])
+
+
+def _sums(rows: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    return np.concatenate([np.zeros_like(rows[..., :1]), np.cumsum(rows, axis=-1)], axis=-1)
+
+
+def ranges(rows: Ints) -> Ints:
+    """The highest number of each row from a place up to another one."""
+    length = rows.shape[1]
+    place = np.arange(length)
+    apart = np.where(place >= place[:, None], rows[:, None, :], _LOWEST)
+    table = np.full((len(rows), length + 2, length + 1), _LOWEST)
+    table[:, :length, 1:] = np.maximum.accumulate(apart, axis=2)
+    return table
