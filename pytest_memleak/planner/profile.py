@@ -49,13 +49,13 @@ class Profile:
     """From the last block to the loss and back to it."""
     end: Stretch
     """The way back of what is before the blocks."""
-    shared: int
-    """Masks, positions, the first block's input: the model's code holds them up to its end, and then whoever saved them
-    until the way back is through."""
     optimizer: Stretch
     """Its step for all weights, over what it keeps."""
     rest_gradients: int
     """Of weights that are in no block."""
+    shared: int = 0
+    """Masks, positions, the first block's input: the model's code holds them up to its end, and then whoever saved them
+    until the way back is through."""
 
     def saved(self, block: int) -> int:
         """What leaves the card where the block does not keep what it saves."""

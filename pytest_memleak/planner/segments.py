@@ -74,6 +74,7 @@ class Segments:
         self._forward_peaks = np.array([[cost.forward.peak for cost in row] for row in costs], dtype=np.int64)
         self._backward_peaks = np.array([[cost.backward.peak for cost in row] for row in costs], dtype=np.int64)
         self._with_gradients = np.array([[cost.with_gradients for cost in row] for row in costs], dtype=np.int64)
+        self._holds = ranges(np.array([[cost.holds for cost in row] for row in costs], dtype=np.int64))
         grown = np.array([[cost.forward.grown for cost in row] for row in costs], dtype=np.int64)
         self._net = _sums(grown + np.array([[cost.backward.grown for cost in row] for row in costs], dtype=np.int64))
         grown[0] -= self._saved
@@ -89,7 +90,9 @@ class Segments:
         """As `walk` has them."""
         profile, grown, net = self._profile, self._grown, self._net
         start = profile.base + held.level
-        before, turn = start + profile.before.grown, start + profile.before.grown + profile.after.grown
+        gone = start + profile.before.grown  # what blocks share has come, and has gone again
+        shared = self._shared(triples)
+        before, turn = gone + profile.shared, gone + profile.after.grown + shared
         forth, back, first_forth, first_back = self._tables(held)
         swap, offload, checkpoint = triples.swap, triples.offload, triples.checkpoint
         # What modes add to the level at a mode's first block, less what its table has of the blocks before that one.
@@ -101,7 +104,7 @@ class Segments:
         behind.insert(0, behind[0] + (net[2] - net[3])[checkpoint])
         behind.insert(0, behind[0] + (net[1] - net[2])[offload])
         behind.insert(0, behind[0] + (net[0] - net[1])[swap])
-        after = before + ahead[3] + grown[3, -1] + profile.after.peak + held.forward[-1]
+        after = gone + shared + ahead[3] + grown[3, -1] + profile.after.peak + held.forward[-1]
         peak: Ints = np.maximum(after, start + profile.before.peak)
         # The first block that does not swap has a table of its own: what the one before it swapped is still there.
         begins = (np.zeros_like(swap), swap + 1, offload + (offload == swap), checkpoint + (checkpoint == swap))
@@ -112,9 +115,15 @@ class Segments:
         first = triples.first_unswapped()
         np.maximum(peak, before + first_forth[first, swap], out=peak)
         np.maximum(peak, turn + np.choose(first, behind) + first_back[first, swap], out=peak)
-        end = turn + behind[0] + held.all_stay
+        end = gone + profile.after.grown + behind[0] + held.all_stay
         np.maximum(peak, end + max(profile.end.peak, profile.end.grown + self._of_optimizer(held)), out=peak)
         return peak
+
+    def _shared(self, triples: Triples) -> Ints:
+        """What blocks hold of what they share, for the way back."""
+        edges = (np.zeros_like(triples.swap), *triples.edges(), np.full_like(triples.swap, self.blocks))
+        found: Ints = np.max([self._holds[row, edges[row], edges[row + 1]] for row in range(len(_ORDER))], axis=0)
+        return found
 
     def _tables(self, held: Held) -> tuple[Ints, Ints, Ints, Ints]:
         """The highest levels on the way forth and back, of each mode from any block up to any other one; and those at
@@ -150,7 +159,7 @@ class Segments:
         held[0, max(block - 1, 0) : block] += self._saved[max(block - 1, 0) : block]
         held[:, block] = self._forward_peaks[:, block]
         held[:, block + 1 :] = 0
-        return _point(held, self._profile.base + self._profile.before.grown)
+        return _point(held, self._profile.base + self._profile.before.grown + self._profile.shared)
 
     def at_backward(self, block: int) -> Point:
         """The same while a block goes backward. For gradients that stay, `beside_gradients` is to be added."""

@@ -36,13 +36,18 @@ def odd_profile(random: Random, blocks: int) -> Profile:
         peak = random.randrange(100)
         return Stretch(peak, random.randrange(-50, peak + 1), random.choice((0.0, random.random())))
 
+    shared = random.choice((0, random.randrange(40)))
     costs: list[dict[Mode, BlockCost]] = [
-        {mode: BlockCost(stretch(), stretch(), random.randrange(150)) for mode in Mode if mode is not Mode.SWAP}
+        {
+            mode: BlockCost(stretch(), stretch(), random.randrange(150), random.randrange(shared + 1))
+            for mode in Mode
+            if mode is not Mode.SWAP
+        }
         for _ in range(blocks)
     ]
     before, after, end, optimizer = (stretch() for _ in range(4))
     return Profile(
-        "text", "fed", random.randrange(1000), before, tuple(costs), after, end, optimizer, random.randrange(20)
+        "text", "fed", random.randrange(1000), before, tuple(costs), after, end, optimizer, random.randrange(20), shared
     )
 
 
