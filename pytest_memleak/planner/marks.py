@@ -93,11 +93,14 @@ class Marks:
     def backward(self, block: int) -> Backward:
         marks = self._marks_of(BACKWARD, block)
         whole = self._between(marks)
-        peak = gone = 0
+        peak = with_gradients = gone = 0
         for mark in marks[1:]:
-            peak = max(peak, _over(marks, mark) - gone)
+            # What is shared counts as held until the way back is through.
+            over = mark.peak - marks[0].level
+            with_gradients = max(with_gradients, over)
+            peak = max(peak, over - gone)
             gone += mark.gradient
-        return Backward(Stretch(peak, whole.grown - gone, whole.seconds), whole.peak)
+        return Backward(Stretch(peak, whole.grown - gone, whole.seconds), with_gradients)
 
     def _marks_of(self, what: str, block: int) -> list[Mark]:
         marks = iter(self._marks)
@@ -111,13 +114,9 @@ class Marks:
         if len(marks) < 2:
             return Stretch(0, 0)
         first, last = marks[0], marks[-1]
-        peak = max(_over(marks, mark) for mark in marks[1:])
+        # What is shared may have gone before the peak, or have come after it.
+        peak = max(mark.peak for mark in marks[1:]) - min(first.shared, last.shared) - first.own
         return Stretch(peak, last.own - first.own, last.seconds - first.seconds)
-
-
-def _over(marks: list[Mark], mark: Mark) -> int:
-    """A peak over the level at the start. What is shared may have gone before it, or have come after it."""
-    return mark.peak - min(marks[0].shared, marks[-1].shared) - marks[0].own
 
 
 def _up_to_the_next(marks: Iterator[Mark]) -> Iterator[Mark]:
