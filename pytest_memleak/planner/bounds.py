@@ -33,12 +33,16 @@ class Place:
             return self.segments.after_blocks()
         if self.where == "end":
             return self.segments.at_end()
+        if self.where == "optimizer":
+            return self.segments.at_optimizer()
         return (self.segments.at_forward if self.where == "forward" else self.segments.at_backward)(self.block)
 
-    def held(self, forward: Ints, backward: Ints, stay: Ints, end: Ints) -> Ints:
+    def held(self, forward: Ints, backward: Ints, stay: Ints, end: Ints, all_gradients: int) -> Ints:
         """By the states that come and go, of each pair."""
         if self.where == "end":
             return end
+        if self.where == "optimizer":
+            return end + self.segments.beside_optimizer(end, all_gradients)
         if self.where != "backward":
             held: Ints = forward[:, self.block]
             return held
@@ -68,6 +72,7 @@ class Ends:
                 self.look_at(Place(one, "backward", int(block)))
             self.look_at(Place(one, "after"))
             self.look_at(Place(one, "end"))
+            self.look_at(Place(one, "optimizer"))
 
     def look_at(self, place: Place) -> None:
         point = place.point()
@@ -93,7 +98,8 @@ class Bounds:
         level = streams.level(fewest)
         forward, backward, stay = streams.forward(fewest), streams.backward(fewest), streams.stay(fewest)
         end = streams.at_end(fewest)
-        self._held = [level + place.held(forward, backward, stay, end) for place in ends.places]
+        gradients = streams.all_gradients
+        self._held = [level + place.held(forward, backward, stay, end, gradients) for place in ends.places]
         self._before = level + ends.before
         copies = streams.copies(most)
         sums = mean([one.sums(copies) for one in segments])

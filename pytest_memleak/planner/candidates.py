@@ -83,7 +83,7 @@ class Candidates:
         """In the order of a step; none of what depends on no block."""
         forward = [Place(one, "forward", block) for block in range(one.blocks)]
         backward = [Place(one, "backward", block) for block in reversed(range(one.blocks))]
-        return [None, *forward, Place(one, "after"), *backward, Place(one, "end"), None]
+        return [None, *forward, Place(one, "after"), *backward, Place(one, "end"), Place(one, "optimizer")]
 
     def _bounded(self, fewest: Ints, most: Ints) -> Bounds:
         return Bounds(self._segments, self._streams, self._ends, fewest, most)
@@ -145,12 +145,16 @@ class Candidates:
 
     def smallest(self, below: float = NEVER) -> Candidate | None:
         """Of those that take less seconds."""
-        best, limit = None, ENDLESS - 1
-        for bound, pair, bounds, place in self._ascending(lambda bounds: bounds.peaks(below)):
-            if bound > limit:
-                break
-            if found := self._smallest_of(pair, bounds, place, below, limit):
-                best, limit = found, found.peak - 1
+        best, limit, again = None, ENDLESS - 1, True
+        while again:
+            again = False
+            for bound, pair, bounds, place in self._ascending(lambda bounds: bounds.peaks(below)):
+                if bound > limit:
+                    break
+                if found := self._smallest_of(pair, bounds, place, below, limit):
+                    best, limit = found, found.peak - 1
+                    if again := self._learn(found):
+                        break
         return best
 
     def _smallest_of(self, pair: int, bounds: Bounds, place: int, below: float, limit: int) -> Candidate | None:

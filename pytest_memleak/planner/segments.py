@@ -182,6 +182,21 @@ class Segments:
         around = profile.base + profile.before.grown + profile.after.grown + profile.end.peak
         return _point(np.diff(self._net), around)
 
+    def at_optimizer(self) -> Point:
+        """The same when the optimizer's step begins. What that takes itself, `beside_optimizer`, is to be added."""
+        profile = self._profile
+        around = profile.base + profile.before.grown + profile.after.grown + profile.end.grown
+        return _point(np.diff(self._net), around)
+
+    def beside_optimizer(self, stay: Ints, all_gradients: int) -> Ints:
+        """By the gradients that stay. Products of bytes do not fit into 64 bits, and a bound that is short of a byte
+        has thousands of plans looked at in vain."""
+        peak, rest = self._profile.optimizer.peak, self._profile.rest_gradients
+        trained = max(1, all_gradients + rest)
+        different, places = np.unique(stay, return_inverse=True)
+        taken = np.array([peak * (one + rest) // trained for one in different.tolist()], dtype=np.int64)
+        return taken[places]
+
     def most_needy(self) -> int:
         """The block that needs the most to go backward, in whichever mode."""
         return int(self._backward_peaks.min(axis=0).argmax())

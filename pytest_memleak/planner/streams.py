@@ -122,6 +122,10 @@ class Streams:
         gradients: Ints = self._gradients[self.persist[pairs]]
         return gradients
 
+    @property
+    def all_gradients(self) -> int:
+        return int(self._gradients[-1])
+
     def held(self, pair: int) -> Held:
         pairs, persist = np.array([pair]), int(self.persist[pair])
         return Held(
