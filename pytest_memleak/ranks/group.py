@@ -15,6 +15,7 @@ import pytest
 from pytest_memleak.errors import MemleakError, Unavailable
 from pytest_memleak.ranks.world import World, current
 
+_BARRIER = "TORCH_DIST_INIT_BARRIER"
 GLOO = "gloo"
 NCCL = "cpu:gloo,cuda:nccl"
 PLAYED = "played"
@@ -59,7 +60,25 @@ def begin(backend: str, world: World) -> None:
         return
     if "nccl" in backend:
         torch.cuda.set_device(world.local_rank)
-    torch.distributed.init_process_group(backend)
+    with _all_of_them():
+        torch.distributed.init_process_group(backend)
+
+
+@contextlib.contextmanager
+def _all_of_them() -> Iterator[None]:
+    """Until all are connected: a test that fails at once would hang up on those that are still about to be.
+
+    Torch waits if the environment says so, and looks there each time.
+    """
+    before = os.environ.get(_BARRIER)
+    os.environ[_BARRIER] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_BARRIER]
+        else:
+            os.environ[_BARRIER] = before
 
 
 _played = contextlib.ExitStack()
