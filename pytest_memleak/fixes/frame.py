@@ -66,7 +66,8 @@ class Fix:
         patches: Patches,
         bugs: Mapping[str, Patches],
     ) -> None:
-        """`affected`: the releases of each package, as specifiers; one that matches is enough.
+        """`affected`: the releases of each package, as specifiers; one that matches is enough. Empty for a bug that no
+        release of a package has: it is put into what this package has of its own, and is there under `bug()` alone.
 
         `patches` is called where the fix is needed. `bugs`: the ways in which upstream had it, the first is the usual
         one; each gives no patches on a release that has it by itself.
@@ -98,11 +99,11 @@ class Fix:
             return f"{self._installed()}, where the bug was put back"
         if found := self._affected_here():
             return f"{', '.join(found)} has the bug"
-        return f"{self._installed()} does not need it: the bug is in {self._written_for()}"
+        return f"{self._installed()} does not need it: the bug is in {self._written_for() or 'no release'}"
 
     @property
     def installed(self) -> bool:
-        return any(_version(package) for package in self.affected)
+        return not self.affected or any(_version(package) for package in self.affected)
 
     @contextmanager
     def fixed(self) -> Iterator[Applied]:
@@ -186,7 +187,7 @@ class Fix:
         except Unrecognised as error:
             raise Unrecognised(
                 f"{self.name} does not recognise {self._installed()}, and left it as it is: {error}. "
-                f"It was written for {self._written_for()}"
+                f"It was written for {self._written_for() or 'this release alone'}"
             ) from error
         return tuple(entered)
 
@@ -207,7 +208,8 @@ class Fix:
             raise Unavailable(f"{self.name} concerns {', '.join(self.affected)}, which is not installed here")
 
     def _installed(self) -> str:
-        return ", ".join(f"{package} {_version(package) or '(not installed)'}" for package in self.affected)
+        found = [f"{package} {_version(package) or '(not installed)'}" for package in self.affected]
+        return ", ".join(found) or "pytest-memleak"
 
     def _written_for(self) -> str:
         return ", ".join(f"{package} {releases}" for package, releases in self.affected.items())
