@@ -21,7 +21,7 @@ def data_of(planned: Planned, fits_as_it_is: bool) -> dict[str, Any]:
     found, nothing, card = planned.found, planned.nothing, planned.would_do
     return {
         "plan": found and _plan(planned, found, fits_as_it_is),
-        "no_plan": planned.why_none or (str(nothing) if nothing else None),
+        "no_plan": planned.why_none or (_nothing_fits(planned) if nothing else None),
         "least_plan": nothing
         and {
             **dataclasses.asdict(nothing.smallest.plan),
