@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from pytest_memleak.cards.simulated.profiles import PROFILES
+from pytest_memleak.cards.simulated.profiles import MOST_MEMORY, PROFILES
 from pytest_memleak.cli import plan as planning
 from pytest_memleak.cli.plan import Planned, plan_for
 from pytest_memleak.cli.plan_words import data_of, rows_of, shares
@@ -123,7 +123,7 @@ def test_a_plan_that_cannot_be_relied_on_is_none(
 
     def searched(work: Any, card: Any) -> Seen:
         # The card without end is as fast as the real one, and all of it can be had.
-        assert (card.name, card.total, card.context) == (CARD.name, planning.MOST_MEMORY, 0)
+        assert (card.name, card.total, card.context) == (CARD.name, MOST_MEMORY, 0)
         work.planned = replace(work.planned, found=FOUND)
         return Seen()
 
