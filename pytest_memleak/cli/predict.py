@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -12,36 +11,22 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile
 from pytest_memleak.cli.finding import first_line
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
 from pytest_memleak.support import require_torch
 
 if TYPE_CHECKING:
-    from pytest_memleak.cli.program import Plan
-    from pytest_memleak.prediction import Prediction
+    from pytest_memleak.cli.answer import Answer
+    from pytest_memleak.cli.plan import Planned
+    from pytest_memleak.cli.program import Run
 
-SCHEMA = "pytest-memleak-predict/1"
 FITS, DOES_NOT_FIT, CANNOT_TELL = 0, 1, 2
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One run on one card."""
-
-    prediction: Prediction
-    weights: int
-    parameters: int
-    stage: str
-    """Where the peak stands, or where the card was full."""
 
 
 def add_to(commands: Any) -> None:
@@ -72,26 +57,28 @@ def run(chosen: argparse.Namespace) -> tuple[str, int]:
 
 
 def _answer(chosen: argparse.Namespace, folder: Path) -> tuple[str, int]:
+    from pytest_memleak.cli.answer import data_of, text_of
     from pytest_memleak.prediction import profile_for
 
     profile = profile_for(chosen.card)
-    plan = _planned(chosen, folder)
-    answer = _try(plan, profile)
+    asked = _asked(chosen, folder)
+    answer = _try(asked, profile)
     needs = answer
     if not answer.prediction.fits:
         _tell("it does not fit: once more on a card without end, to see what it would take")
-        needs = _try(plan, replace(profile, name="a card without end", total=MOST_MEMORY, context=0))
-    smallest = _smallest(plan, profile, answer, needs)
-    data = _data(chosen, plan, answer, needs, smallest)
+        needs = _try(asked, replace(profile, name="a card without end", total=MOST_MEMORY, context=0))
+    smallest = _smallest(asked, profile, answer, needs)
+    planned = _planned(asked, profile)
+    data = data_of(asked, chosen.config, answer, needs, smallest, planned)
     status = CANNOT_TELL if data["doubt"] else FITS if answer.prediction.fits else DOES_NOT_FIT
-    return json.dumps(data, indent=1) if chosen.json else _text(data, needs), status
+    return json.dumps(data, indent=1) if chosen.json else text_of(data, asked, answer, needs, planned), status
 
 
-def _planned(chosen: argparse.Namespace, folder: Path) -> Plan:
+def _asked(chosen: argparse.Namespace, folder: Path) -> Run:
     import torch
     import transformers
 
-    from pytest_memleak.cli.program import Plan
+    from pytest_memleak.cli.program import Run
     from pytest_memleak.upstream.checkpoints import DTYPES, make_checkpoint
 
     transformers.logging.set_verbosity_error()
@@ -103,7 +90,7 @@ def _planned(chosen: argparse.Namespace, folder: Path) -> Plan:
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
     if not getattr(transformers, architecture).can_generate():
         raise BadInput(f"{chosen.config}: {architecture} does not generate text, and other models cannot be run here")
-    return Plan(folder, architecture, dtype, chosen.quantize, chosen.train, chosen.batch, chosen.seq)
+    return Run(folder, architecture, dtype, chosen.quantize, chosen.train, chosen.batch, chosen.seq)
 
 
 def _config(path: Path) -> Any:
@@ -117,11 +104,12 @@ def _config(path: Path) -> Any:
         raise BadInput(f"{path} cannot be read as a config by transformers: {error}") from error
 
 
-def _try(plan: Plan, profile: Profile) -> Answer:
+def _try(asked: Run, profile: Profile) -> Answer:
+    from pytest_memleak.cli.answer import Answer
     from pytest_memleak.cli.program import Program
     from pytest_memleak.prediction import predict_on
 
-    program = Program(plan, tell=lambda stage: _tell(f"{profile.name}: {stage}"))
+    program = Program(asked, tell=lambda stage: _tell(f"{profile.name}: {stage}"))
     try:
         prediction = predict_on(program, profile)
     except MemleakError:
@@ -134,78 +122,25 @@ def _try(plan: Plan, profile: Profile) -> Answer:
     return Answer(prediction, program.weights, program.parameters, stage)
 
 
-def _smallest(plan: Plan, asked: Profile, answer: Answer, needs: Answer) -> Answer | None:
+def _smallest(asked: Run, card: Profile, answer: Answer, needs: Answer) -> Answer | None:
     """The smallest card on which it was seen to fit: another card may choose other kernels, so it is tried."""
     for profile in sorted(PROFILES.values(), key=lambda one: one.total):
         # Another card's kernels may take a little less.
         if profile.total - profile.context < 0.9 * needs.prediction.allocated_peak:
             continue
         _tell(f"does it fit on {profile.name}?")
-        found = answer if profile == asked else _try(plan, profile)
+        found = answer if profile == card else _try(asked, profile)
         if found.prediction.fits:
             return found
     return None
 
 
-def _data(
-    chosen: argparse.Namespace, plan: Plan, answer: Answer, needs: Answer, smallest: Answer | None
-) -> dict[str, Any]:
-    prediction, full = answer.prediction, needs.prediction
-    return {
-        "schema": SCHEMA,
-        "how": "predicted",
-        "config": str(chosen.config),
-        "model": plan.architecture,
-        "parameters": needs.parameters,
-        "run": plan.in_words(),
-        "card": {"name": prediction.card.name, "total": prediction.card.total},
-        "fits": prediction.fits,
-        "doubt": prediction.doubt or full.doubt,
-        "refusal": prediction.refusal,
-        "refused_in": "" if prediction.fits else answer.stage,
-        "weights": needs.weights,
-        "requested_peak": full.requested_peak,
-        "allocated_peak": full.allocated_peak,
-        "reserved_peak": full.reserved_peak,
-        "allocated": full.allocated,
-        "reserved": full.reserved,
-        "host_peak": full.host_peak,
-        "margin": full.margin,
-        "peak_in": needs.stage,
-        "presumed": list(full.presumed),
-        "at_peak": [dataclasses.asdict(one) for one in full.at_peak],
-        "smallest_card": smallest and {"name": smallest.prediction.card.name, "total": smallest.prediction.card.total},
-        "versions": {name: metadata.version(name) for name in _PACKAGES if find_spec(name)},
-    }
+def _planned(asked: Run, profile: Profile) -> Planned | None:
+    if asked.train == "none":
+        return None
+    from pytest_memleak.cli.plan import plan_for
 
-
-def _text(data: dict[str, Any], needs: Answer) -> str:
-    from pytest_memleak.ledger.at_peak import lines_of
-    from pytest_memleak.prediction import in_short
-
-    card, smallest = data["card"], data["smallest_card"]
-    verdict = "fits" if data["fits"] else f"does not fit: in the {data['refused_in']}, {in_short(data['refusal'])}"
-    if data["doubt"]:
-        verdict = f"INCONCLUSIVE: {data['doubt']}"
-    rows = {
-        "model": f"{data['model']}, {data['parameters'] / 1e9:.3g} billion parameters",
-        "run": data["run"],
-        "card": f"{card['name']}, {format_size(card['total'])}",
-        "weights": f"{format_size(data['weights'])} (predicted)",
-        "peak": f"{format_size(data['allocated_peak'])} allocated, {format_size(data['reserved_peak'])} reserved "
-        "(predicted)",
-        "stands in": f"{data['peak_in']} (predicted)",
-        "verdict": f"{verdict} (predicted)",
-        "smallest card": f"{smallest['name']}, {format_size(smallest['total'])} (predicted)"
-        if smallest
-        else f"none of {', '.join(PROFILES)} (predicted)",
-    }
-    if data["presumed"]:
-        rows["presumed"] = "; ".join(data["presumed"])
-    width = max(map(len, rows))
-    lines = [f"{name:<{width}}  {text}" for name, text in rows.items()]
-    alive = [f"  {line}" for line in lines_of(needs.prediction.at_peak)]
-    return "\n".join([*lines, "alive at the peak (predicted):", *alive])
+    return plan_for(asked, profile, _tell)
 
 
 def _require(chosen: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ The functions that do something on the card are named as the answer is to call t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ STEPS = 2  # the second has the optimizer's state from the beginning
 
 
 @dataclass(frozen=True)
-class Plan:
+class Run:
     folder: Path
     architecture: str
     dtype: str
@@ -26,6 +26,11 @@ class Plan:
     train: str
     rows: int
     columns: int
+
+    @property
+    def checkpointed(self) -> bool:
+        """As PEFT prepares quantized models."""
+        return self.train == "lora" and self.quantize != "none"
 
     def in_words(self) -> str:
         load = {"4bit": "load in 4 bits (bitsandbytes nf4)", "8bit": "load in 8 bits (bitsandbytes)"}
@@ -35,13 +40,13 @@ class Plan:
             "full": f"{STEPS} steps of AdamW on all weights, {tokens} each",
             "lora": f"{STEPS} steps of AdamW on LoRA adapters (rank 16, all linear layers), {tokens} each",
         }
-        checkpointed = ", gradient checkpointing" if self.train == "lora" and self.quantize != "none" else ""
+        checkpointed = ", gradient checkpointing" if self.checkpointed else ""
         return f"{load.get(self.quantize, f'load in {self.dtype}')}; {what[self.train]}{checkpointed}"
 
 
 @dataclass
 class Program:
-    plan: Plan
+    run: Run
     tell: Callable[[str], None]
     """Is told what begins."""
     stage: str = ""
@@ -54,23 +59,23 @@ class Program:
 
     def __call__(self, card: PredictedCard) -> object:
         self._begin("load")
-        model = _load(self.plan, card)
+        model = _load(self.run, card)
         self._begin("")
         self.weights = torch.cuda.memory_allocated()
         self.parameters = sum(
             weight.quant_state.shape.numel() if hasattr(weight, "quant_state") else weight.numel()
             for weight in model.parameters()
         )
-        if self.plan.train == "none":
+        if self.run.train == "none":
             self._begin("forward")
             out = _forward(model.eval(), self._tokens(model, card), gradients=False)
             self._begin("")
             return model, out
-        if self.plan.train == "lora":
+        if self.run.train == "lora":
             self._begin("adapters")
-            model = _adapters(model, self.plan)
+            model = _adapters(model, self.run)
         model.train()
-        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
+        optimizer = optimizer_of([weight for weight in model.parameters() if weight.requires_grad])
         for step in range(1, STEPS + 1):
             ids = self._tokens(model, card)
             self._begin(f"forward of step {step}")
@@ -97,26 +102,38 @@ class Program:
 
     def _tokens(self, model: Any, card: PredictedCard) -> torch.Tensor:
         most = model.config.get_text_config().vocab_size
-        return torch.randint(0, most, (self.plan.rows, self.plan.columns), device=card.device)
+        return torch.randint(0, most, (self.run.rows, self.run.columns), device=card.device)
 
 
-def _load(plan: Plan, card: PredictedCard) -> Any:
+def to_be_trained(run: Run, card: PredictedCard) -> Any:
+    """The model alone, for a plan to say what is checkpointed."""
+    model = _load(run, card)
+    return _adapters(model, run, checkpointed=False) if run.train == "lora" else model
+
+
+def optimizer_of(weights: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights)
+
+
+def _load(run: Run, card: PredictedCard) -> Any:
     import transformers
 
     more = {}
-    if plan.quantize != "none":
-        more["quantization_config"] = transformers.BitsAndBytesConfig(**{f"load_in_{plan.quantize}": True})
-    architecture = getattr(transformers, plan.architecture)
+    if run.quantize != "none":
+        more["quantization_config"] = transformers.BitsAndBytesConfig(**{f"load_in_{run.quantize}": True})
+    architecture = getattr(transformers, run.architecture)
     return architecture.from_pretrained(
-        plan.folder, device_map={"": card.device}, dtype=getattr(torch, plan.dtype), **more
+        run.folder, device_map={"": card.device}, dtype=getattr(torch, run.dtype), **more
     )
 
 
-def _adapters(model: Any, plan: Plan) -> Any:
+def _adapters(model: Any, run: Run, *, checkpointed: bool = True) -> Any:
     import peft
 
-    if plan.quantize != "none":
-        model = peft.prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call, unused-ignore]
+    if run.quantize != "none":
+        model = peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call, unused-ignore]
+            model, use_gradient_checkpointing=checkpointed
+        )
     return peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 

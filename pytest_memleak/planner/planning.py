@@ -34,6 +34,11 @@ HEADROOM = 4 * UNITS["GiB"]
 class Guessed(UserWarning):
     """A kind of batch was not profiled, and memory is left free for it instead."""
 
+    def __init__(self, message: str, kind: str, why: BadInput) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.why = why
+
 
 class FilledIn(UserWarning):
     """Some numbers of a plan were given, and the others were chosen."""
@@ -168,12 +173,11 @@ def _batches(
             if kind == "text":
                 raise
             guessed = True
-            warnings.warn(
+            message = (
                 f"steps with {kind} batches are not profiled, and {format_size(HEADROOM)} of the card are left free "
-                f"instead, which is a guess: {error}. Give one: Planner.of(model, batches={{{kind!r}: …}})",
-                Guessed,
-                stacklevel=3,
+                f"instead, which is a guess: {error}. Give one: Planner.of(model, batches={{{kind!r}: …}})"
             )
+            warnings.warn(Guessed(message, kind, error), stacklevel=3)
     return {kind: one | _no_cache(model) for kind, one in found.items()}, guessed
 
 

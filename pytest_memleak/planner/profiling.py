@@ -21,6 +21,7 @@ from pytest_memleak.planner.levels import Levels, levels_of
 from pytest_memleak.planner.marks import Backward, Marks
 from pytest_memleak.planner.optimizing import OptimizerCost
 from pytest_memleak.planner.plan import Mode
+from pytest_memleak.planner.products import products_of_bitsandbytes
 from pytest_memleak.planner.profile import BlockCost, Profile, Stretch
 from pytest_memleak.planner.speeds import products_of
 from pytest_memleak.planner.steps import Step
@@ -123,7 +124,7 @@ def _counted(
 ) -> Marks:
     """Timed by what it computes. Counting takes operations apart, and so memory of its own, which is not looked at."""
     products = products_of(device)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=products_of_bitsandbytes()) as counter:
         step.marks.clock = lambda: counter.get_total_flops() / products
         return step.run(model, blocks, batch).marks
 

@@ -91,6 +91,44 @@ def test_adapters() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_weights_whose_memory_cannot_be_emptied() -> None:
+    """Those of a mapped file, as a load leaves them on the CPU."""
+    pytest.importorskip("numpy")
+
+    def build() -> Any:
+        model = llama()
+        for weight in model.parameters():
+            weight.data = torch.from_numpy(weight.detach().numpy().copy())
+        return model
+
+    assert not next(build().parameters()).untyped_storage().resizable()
+    assert the_same(trained(build, plans()["one buffer"]), trained(llama, None))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_four_bit_weights_under_adapters() -> None:
+    """What they were packed with stays where it is."""
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+
+    def build() -> Any:
+        model = llama()
+        for block in blocks_of(model):
+            for name, plain in [(name, one) for name, one in block.named_modules() if isinstance(one, nn.Linear)]:
+                packed = bitsandbytes.nn.Linear4bit(
+                    plain.in_features, plain.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+                )
+                packed.weight = bitsandbytes.nn.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
+                block.set_submodule(name, packed.to("cpu"))
+        return adapted(model)
+
+    assert "torch.uint8" in {str(weight.dtype) for weight in build().parameters()}
+    expected = trained(build, None)
+    for name in ("one buffer", "streamed and checkpointed"):
+        assert the_same(trained(build, plans()[name]), expected), name
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_chunks_that_are_parts_of_blocks() -> None:
     model = llama()
     assert len(layout_of(model, blocks_of(model), chunk=40_000).chunks) > BLOCKS

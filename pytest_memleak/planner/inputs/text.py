@@ -12,6 +12,15 @@ from pytest_memleak.errors import BadInput
 from pytest_memleak.planner.inputs.request import Media, Request
 from pytest_memleak.planner.transformers_model import text_config
 
+
+class TooFewTokens(BadInput):
+    """For one image, video or sound in each row."""
+
+    def __init__(self, message: str, needed: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
 _NAMES_AN_ID = re.compile(r"token_?(id|ids|index)$")
 _IGNORED = -100
 """The label of what is not learnt: torch's own."""
@@ -42,9 +51,10 @@ def _place(request: Request, media: Media, ids: torch.Tensor, types: torch.Tenso
     """One token of text comes before each run, and one at least behind the last: what is learnt."""
     needed = sum(1 + len(media.marks) + run for run in media.runs) + 1
     if needed > ids.shape[1]:
-        raise BadInput(
+        raise TooFewTokens(
             f"tokens={ids.shape[1]} are too few for one {request.kind} in each row: {type(request.model).__name__} has "
-            f"{sum(media.runs)} placeholders for it, which needs tokens={needed} at least{_smaller(request)}"
+            f"{sum(media.runs)} placeholders for it, which needs tokens={needed} at least{_smaller(request)}",
+            needed,
         )
     at = 0
     for run in media.runs:

@@ -24,8 +24,10 @@ class _Streamed:
     def __init__(self, weight: nn.Parameter, transfers: Transfers) -> None:
         self.weight = weight
         self._transfers = transfers
-        if weight.device != transfers.device or weight.untyped_storage().nbytes() != weight.nbytes:
-            # A storage of its own, or emptying it would take others' memory away.
+        storage = weight.untyped_storage()
+        alone = weight.device == transfers.device and storage.nbytes() == weight.nbytes
+        if not alone or not storage.resizable():
+            # A storage of its own: emptying it would take others' memory away, and a mapped file cannot be emptied.
             weight.data = weight.data.to(transfers.device, copy=True)
         self._whole = bytes_of(weight.data)
         self._bytes = self._whole.nbytes
