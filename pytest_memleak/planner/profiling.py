@@ -62,12 +62,14 @@ class _Measured:
         step, block = self.steps[mode], members[-1]
         forward, backward = self._timed(mode, block)
         kept = step.given.kept.get(block, True)
-        left, given = (0, step.given.bytes) if kept else (step.given.bytes, 0)
+        own, first_s = step.given.bytes_of(block), step.given.bytes_of(0)
+        left, given = (0, own) if kept else (own, 0)
+        held = step.held + (first_s if kept else 0)
         if block == 0:  # its input counts as shared, and was in neither
-            first = BlockCost(forward, backward.stretch, backward.with_gradients, step.held + given)
+            first = BlockCost(forward, backward.stretch, backward.with_gradients, held)
             return replace(_moved(first, forth=-left, back=-given), holds=step.held), first
         middle = BlockCost(forward, backward.stretch, backward.with_gradients, step.held)
-        return middle, replace(_moved(middle, forth=left, back=given), holds=step.held + given)
+        return middle, replace(_moved(middle, forth=left, back=given), holds=held)
 
     def _timed(self, mode: Mode, block: int) -> tuple[Stretch, Backward]:
         marks = self.steps[mode].marks
@@ -113,8 +115,7 @@ def _measure(
         groups.setdefault((shape, alone), []).append(block)
     chosen = [members[-1] for members in groups.values()]
     steps = {
-        mode: Step(dict.fromkeys(chosen, mode), levels, device, first.as_tuple).run(model, blocks, batch)
-        for mode in _MODES
+        mode: Step(dict.fromkeys(chosen, mode), levels, device, first).run(model, blocks, batch) for mode in _MODES
     }
     return _Measured(steps, list(groups.values()), seconds)
 

@@ -32,8 +32,6 @@ class Given:
 
     nobodys: frozenset[int] = frozenset()
     """Storages that are there before and afterwards: the batch's, weights."""
-    bytes: int = 0
-    """Of the first input."""
     require_grad: bool = False
     kept: dict[int, bool] = field(default_factory=dict)
     """By block: whether it has saved its input."""
@@ -44,11 +42,15 @@ class Given:
     def take(self, block: int, tensor: torch.Tensor, others: Iterable[torch.Tensor]) -> None:
         self._inputs[block] = _storage(tensor)
         if block == 0:
-            self.bytes, self.require_grad, self._first = self._inputs[0].bytes, tensor.requires_grad, id_of(tensor)
+            self.require_grad, self._first = tensor.requires_grad, id_of(tensor)
             others = (tensor, *others)
         for other in others:
             if other.device == tensor.device and id_of(other) not in self.nobodys:
                 self._shared.setdefault(id_of(other), _storage(other))
+
+    def bytes_of(self, block: int) -> int:
+        """Of its input."""
+        return self._inputs[block].bytes if block in self._inputs else 0
 
     def look(self, block: int) -> None:
         """Now it would be gone."""

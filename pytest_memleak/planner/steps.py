@@ -36,7 +36,7 @@ class Step:
         modes: Mapping[int, Mode],
         levels: Levels,
         device: torch.device,
-        as_tuple: int = 0,
+        like: Step | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         self.modes = modes
@@ -44,8 +44,9 @@ class Step:
         self.marks = Marks(levels, device, self.given.passed, clock)
         self.shared = self.held = 0
         """Of what blocks share: what there is, and what is still there when the model's own code has ended."""
-        self.as_tuple = as_tuple
+        self.as_tuple: int = like.as_tuple if like else 0
         """How many things a block returns; 0 for a tensor alone."""
+        self.dtype: torch.dtype | None = like.dtype if like else None
         self._device = device
         self._blocks = 0
 
@@ -75,10 +76,11 @@ class Step:
         return self
 
     def _hand_on(self, *args: Any, **kwargs: Any) -> Any:
-        """A copy: as after a block, what it was given is gone."""
+        """A copy: as after a block, what it was given is gone. And of the type that blocks return: adapters' embeddings
+        may be more exact."""
         tensor = input_of(args, kwargs)
         assert tensor is not None
-        copy = tensor.clone()
+        copy = tensor.to(self.dtype or tensor.dtype, copy=True)
         return (copy, *[None] * (self.as_tuple - 1)) if self.as_tuple else copy
 
     def _before(self, number: int) -> Callable[..., None]:
@@ -96,6 +98,8 @@ class Step:
     def _behind(self, number: int) -> Callable[..., None]:
         def behind(block: nn.Module, args: Any, out: Any) -> None:
             self.as_tuple = len(out) if isinstance(out, tuple) else 0
+            if (tensor := output_of(out)) is not None:
+                self.dtype = tensor.dtype
             if number == self._blocks - 1:
                 _at_the_next_module(self._behind_all)
             if (tensor := output_of(out)) is not None and tensor.requires_grad:
