@@ -133,8 +133,8 @@ def _decoder_adapters(model: Any) -> Any:
     """No gradient goes to what is before the blocks."""
     from peft import LoraConfig, get_peft_model
 
-    targets = r"(?!.*(vision|visual)).*\.(q_proj|v_proj|up_proj|down_proj|in_proj_qkv|c_attn|c_fc)"
-    return get_peft_model(model, LoraConfig(r=8, target_modules=targets, fan_in_fan_out=False))
+    targets = r"(?!.*(vision|visual)).*\.(q_proj|v_proj|gate_proj|up_proj|down_proj|in_proj_qkv|c_attn|c_fc)"
+    return get_peft_model(model, LoraConfig(r=8, target_modules=targets))
 
 
 def _adapters(model: Any) -> Any:

@@ -46,7 +46,6 @@ from pytest_memleak.planner.running.training import Training
 LOWEST, HIGHEST = -2.0, 5.0
 """Per cent: what the searcher's margin has to be good for, with much to spare."""
 _CARD = "24G"
-_WARM = 2
 _MORE = 5
 """Plans that are drawn, beside those that are picked."""
 
@@ -99,10 +98,10 @@ def taken(
     """The peak of a step with each kind of batch."""
     found: dict[str, int] = {}
     with planner.train(plan) as training:
-        # Images first: what the optimizer keeps for a tower is there from the first step with one.
-        for kind in reversed(batches):
-            for _ in range(1 if found else _WARM):
-                _step(planner, training, batches[kind])
+        # What the optimizer keeps is there from the second step on, for a tower from the second one with an image.
+        first, *_ = wanted = list(reversed(batches))
+        _step(planner, training, batches[first])
+        for kind in wanted:
             _finished(device)
             levels.highest()
             _step(planner, training, batches[kind])
