@@ -16,6 +16,7 @@ from pytest_memleak.planner import Plan, Planner, planning
 from pytest_memleak.planner.levels import levels_of
 from pytest_memleak.planner.pace import Links
 from pytest_memleak.planner.planning import HEADROOM, FilledIn, Guessed
+from pytest_memleak.planner.profiling import profile
 from pytest_memleak.planner.search import NothingFits
 from tests.planner.llamas import adamw, batches, llama
 from tests.planner.small_models import LAYERS, Plain, build, plain_blocks
@@ -80,7 +81,7 @@ def test_batches_of_ones_own_stand_in_for_those_that_are_made(monkeypatch: pytes
         seen.append((kind, batch))
         return real(model, blocks, shapes, batch, kind, cost)
 
-    real = planning.profile
+    real = profile
     monkeypatch.setattr(planning, "profile", look)
     model = build("gemma3")
     own = {"input_ids": torch.ones(3, 70, dtype=torch.long), "labels": torch.ones(3, 70, dtype=torch.long)}
@@ -223,7 +224,7 @@ def taken(planner: Planner, plan: Plan) -> int:
             levels.highest()
             planner.model(**batch).loss.backward()
             training.step()
-        of_host = [
+        of_host: list[int] = [
             kept.nbytes
             for optimizer in training.optimizers
             for weight, state in optimizer.state.items()
