@@ -102,12 +102,14 @@ def _measure(
     levels: Levels,
     device: torch.device,
 ) -> _Measured:
-    # The first step makes what is made once (workspaces, tables), and tells how blocks are called.
-    last_of_each = {shape: block for block, shape in enumerate(shapes)}
-    first = Step(dict.fromkeys([0, *last_of_each.values()], Mode.NONE), levels, device)
-    seconds = _counted(first, model, blocks, batch, device) if levels.how == "predicted" else None
-    if seconds is None:
-        first.run(model, blocks, batch)
+    # The first step makes what is made once, workspaces and tables, and tells how blocks are called. Each thread has
+    # workspaces of its own: that of the way back needs those of the way forth, too, where blocks are computed again.
+    several = [0, *{shape: block for block, shape in enumerate(shapes)}.values()]
+    first = Step(dict.fromkeys(several, Mode.CHECKPOINT), levels, device).run(model, blocks, batch)
+    seconds = None
+    if levels.how == "predicted":
+        counting = Step(dict.fromkeys(several, Mode.NONE), levels, device, first)
+        seconds = _counted(counting, model, blocks, batch, device)
     groups: dict[Hashable, list[int]] = {}
     for block, shape in enumerate(shapes):
         # The first block saves less than the others where what it gets takes no gradient.

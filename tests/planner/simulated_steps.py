@@ -118,6 +118,19 @@ def test_each_mode_saves_less() -> None:
     pytest_memleak.predict(run, "24G")
 
 
+def test_what_is_made_once_is_of_no_block() -> None:
+    """Products with a bias take a workspace, and the thread of the way back makes its own when a block is computed
+    again there for the first time. It would count for each block."""
+
+    def run(card: object) -> None:
+        model = llama(**SIZES, attention_bias=True).to(CARD)
+        blocks, batch = blocks_of(model), batch_on_card()
+        first, again = (profile(model, blocks, ["alike"] * BLOCKS, batch) for _ in range(2))
+        assert first == again
+
+    pytest_memleak.predict(run, "24G")
+
+
 def test_seconds_go_by_what_is_computed() -> None:
     def run(card: object) -> None:
         _, found = profiled_llama()
