@@ -64,7 +64,8 @@ class _Measured:
         kept = step.given.kept.get(block, True)
         own, first_s = step.given.bytes_of(block), step.given.bytes_of(0)
         left, given = (0, own) if kept else (own, 0)
-        held = step.held + (first_s if kept else 0)
+        # The first input may be held whatever the block does: one that adapters have made a leaf is its gradient's.
+        held = step.held + (first_s if kept or step.given.kept.get(0, True) else 0)
         if block == 0:  # its input counts as shared, and was in neither
             first = BlockCost(forward, backward.stretch, backward.with_gradients, held)
             return replace(_moved(first, forth=-left, back=-given), holds=step.held), first

@@ -164,7 +164,7 @@ def test_adapters_on_four_bits_under_an_exact_embedding(tmp_path: Path) -> None:
     peft: Any = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    sizes = {"hidden_size": 512, "intermediate_size": 1408}
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
     make_checkpoint(llama(**sizes).config, tmp_path, sparse=True, tokenizer=False)
     found: dict[str, float] = {}
 
@@ -178,4 +178,5 @@ def test_adapters_on_four_bits_under_an_exact_embedding(tmp_path: Path) -> None:
         found.update(errors(adapted(model), plans()))
 
     pytest_memleak.predict(run, "24G")
-    assert all(-0.02 < error < 0.05 for error in found.values()), found  # what is promised
+    wrong = {name: round(error, 4) for name, error in found.items() if not -0.015 < error < 0.05}
+    assert not wrong
