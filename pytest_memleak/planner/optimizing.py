@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from torch import nn
 from pytest_memleak.planner.levels import levels_of
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-_MOST_WEIGHTS = 64
+_ENOUGH = 2**30
+"""Bytes of weights. What an optimizer takes goes by them, and the card may be as good as full."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ def optimizer_cost(make: MakeOptimizer, weights: Sequence[nn.Parameter], device:
     """Goes by weights of the same shapes and types, and as many as tell."""
     if not weights:
         return OptimizerCost()
-    alike = [nn.Parameter(torch.zeros_like(weight.data, device=device)) for weight in weights[:_MOST_WEIGHTS]]
+    bytes_up_to = itertools.accumulate(weight.nbytes for weight in weights)
+    some = [weight for weight, held in zip(weights, bytes_up_to, strict=True) if held <= _ENOUGH] or weights[:1]
+    alike = [nn.Parameter(torch.zeros_like(weight.data, device=device)) for weight in some]
     for weight in alike:
         weight.grad = torch.zeros_like(weight)
     total = sum(weight.nbytes for weight in alike)
