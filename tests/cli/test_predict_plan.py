@@ -81,7 +81,7 @@ def test_where_nothing_fits_it_says_what_would_do(tmp_path: Path) -> None:
     data = json.loads(done.stdout)
     least = data["least_plan"]
     assert data["plan"] is None
-    assert (least["n_persist"], least["n_checkpoint"] + least["n_offload"] + least["n_swap"]) == (0, 2)
+    assert least["n_persist"] == 0
     assert least["peak"] > 4 * 2 * 128_000 * 1024 * 2
     assert least["needed"] == pytest.approx(1.1 * least["peak"])
     assert least["card"]["name"] == "Tesla T4"
