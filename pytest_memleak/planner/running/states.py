@@ -88,8 +88,8 @@ class States:
     def move(self, moves: Moves) -> None:
         """Chunks that come for the running block are waited for; what comes ahead is, when its block runs."""
         for number in moves.dropped:
+            self.wait_for([number])  # a pass that was given up: a copy into memory that is free may still be under way
             self._for_each(number, _Streamed.drop)
-            self._arriving.pop(number, None)
         for number in (*moves.fetched, *moves.ahead):
             # Asked for in the order of the work: what is free to it may still be in use elsewhere.
             self._for_each(number, _Streamed.make_room)
