@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from pytest_memleak.errors import Unavailable
+from pytest_memleak.meters.gauge import PlainGauge
 from pytest_memleak.meters.reading import Levels
 
 _COUNTERS = {"allocated": "allocated_bytes", "requested": "requested_bytes", "reserved": "reserved_bytes"}
 _NOTHING = dict.fromkeys(_COUNTERS, 0)
 
 
-class AcceleratorMemory:
+class AcceleratorMemory(PlainGauge):
     """The gauge of one device. Before the program itself has used the device, it reads zero and makes no context."""
 
     kinds: tuple[str, ...] = tuple(_COUNTERS)
@@ -62,15 +63,6 @@ class AcceleratorMemory:
     def end(self) -> None:
         _resets.unwatch(self.device)
 
-    def unseen(self) -> int:
-        return 0
-
-    def unseen_peak(self) -> int:
-        return 0
-
-    def mapped_peak(self) -> int:
-        return 0
-
     def blindness(self) -> str | None:
         if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") and self.device.startswith("cuda"):
             return "PYTORCH_NO_CUDA_MEMORY_CACHING is set, which switches off the allocator that counts: unset it"
@@ -85,8 +77,15 @@ class AcceleratorMemory:
 
 def release_workspaces() -> None:
     """Gives back what the matrix libraries keep from their first call on: it is the process's, not a test's."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         torch._C._cuda_clearCublasWorkspaces()
+
+
+def release_cached_blocks() -> None:
+    """Gives back what the allocator keeps for later: a request may be given a kept block that is larger than asked for,
+    and all of that counts as allocated."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class _Resets:

@@ -6,12 +6,13 @@ import threading
 
 import torch
 
+from pytest_memleak.meters.gauge import PlainGauge
 from pytest_memleak.meters.reading import Levels
 
 _INTERVAL = 0.005
 
 
-class DriverMemory:
+class DriverMemory(PlainGauge):
     """The gauge of one CUDA device as its driver sees it."""
 
     kinds: tuple[str, ...] = ("driver",)
@@ -21,7 +22,7 @@ class DriverMemory:
         self.device = f"cuda:{index}"
         self._index = index
         # Taken before any cap is told: a capped card answers for the cap, not for the driver.
-        self._ask = torch.cuda.cudart().cudaMemGetInfo  # type: ignore[no-untyped-call]
+        self._ask = torch.cuda.cudart().cudaMemGetInfo
         self._peak = 0
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None
@@ -47,18 +48,6 @@ class DriverMemory:
         self._stop.set()
         if self._sampler is not None:
             self._sampler.join()
-
-    def unseen(self) -> int:
-        return 0
-
-    def unseen_peak(self) -> int:
-        return 0
-
-    def mapped_peak(self) -> int:
-        return 0
-
-    def blindness(self) -> str | None:
-        return None
 
     def _sample(self) -> None:
         while not self._stop.wait(_INTERVAL):

@@ -15,7 +15,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pytest_memleak.meters.reading import UNSEEN, Highest, Levels, Reading
 
@@ -27,6 +27,8 @@ class Gauge(Protocol):
     """The kinds it can tell; the first is the default of ``of=``."""
     how: str
     """How the numbers are got, in words a report prints: ``measured``, ``sampled every 1 ms``."""
+    by_growth: bool
+    """The peak is where most is held over the base, not where the level is highest: what is not the test's may go."""
 
     def now(self) -> Levels:
         """The level at this moment."""
@@ -43,6 +45,12 @@ class Gauge(Protocol):
     def end(self) -> None:
         """The last window has closed: switch it off."""
 
+    def give_back(self) -> None:
+        """A base is about to be taken: let go of what is free and kept for later. Used again, it would be no growth."""
+
+    def one_look(self) -> contextlib.AbstractContextManager[None]:
+        """What is asked until the end is of one moment, so that the gauge need not look for each question."""
+
     def unseen(self) -> int:
         """Bytes alive now that were never seen being allocated; they bound the peak from above."""
 
@@ -54,6 +62,30 @@ class Gauge(Protocol):
 
     def blindness(self) -> str | None:
         """Why the numbers cannot be trusted, or None."""
+
+
+class PlainGauge:
+    """What there is to say of a gauge that keeps nothing back and misses nothing."""
+
+    by_growth = False
+
+    def give_back(self) -> None:
+        pass
+
+    def one_look(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def unseen(self) -> int:
+        return 0
+
+    def unseen_peak(self) -> int:
+        return 0
+
+    def mapped_peak(self) -> int:
+        return 0
+
+    def blindness(self) -> str | None:
+        return None
 
 
 class SharedGauge:
@@ -69,7 +101,7 @@ class SharedGauge:
 
     def fold(self) -> None:
         """Gives the peak since the last fold to every running window, and starts it anew."""
-        with self._lock:
+        with self._lock, self.gauge.one_look():
             self.take_peaks()
             unseen, mapped = self.gauge.unseen_peak(), self.gauge.mapped_peak()
             for window in self._windows:
@@ -97,6 +129,19 @@ class SharedGauge:
                 self.fold()
                 self._warming -= 1
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done until the end is nobody's: no window sees its peak, and what it leaves belongs to their base."""
+        with self._lock:
+            running = list(self._windows)
+            for window in running:
+                window.pause()
+            try:
+                yield
+            finally:
+                for window in running:
+                    window.resume()
+
     def window(self) -> Window:
         return Window(self)
 
@@ -108,8 +153,7 @@ class Window:
         self._shared = shared
         self._phase = ""
         self._base: dict[str, int] = {}
-        self._highest = _Highest({}, {})
-        self._unwarmed = _Highest({}, {})
+        self._highest, self._unwarmed = self._from_base()
         self._warmed = False
         self._paused_at: Levels = {}
         self._unseen_before = 0
@@ -124,25 +168,29 @@ class Window:
             if not self._shared._open:
                 self._shared.gauge.begin()
             self._shared._open += 1
-            self._shared.fold()
-            self._base = dict(self._shared.gauge.now())
-            self._unseen_before = self._shared.gauge.unseen()
+            with self._shared.gauge.one_look():
+                self._shared.gauge.give_back()
+                self._shared.fold()
+                self._base = dict(self._shared.gauge.now())
+                self._unseen_before = self._shared.gauge.unseen()
             self._refusals = self._shared.gauge.refusals()
-            self._highest, self._unwarmed = (_Highest(dict(self._base), dict(self._base)) for _ in range(2))
+            self._highest, self._unwarmed = self._from_base()
             self._phase = phase
             self._shared._windows.append(self)
 
     def pause(self) -> None:
-        with self._shared._lock:
+        with self._shared._lock, self._shared.gauge.one_look():
             self._shared.fold()
             self._shared._windows.remove(self)
+            self._shared.gauge.give_back()
             self._paused_at = self._shared.gauge.now()
             self._unseen_at_pause = self._shared.gauge.unseen()
             self._refusals_at_pause = self._shared.gauge.refusals()
 
     def resume(self) -> bool:
         """Goes on; what was allocated or released in the pause belongs to the base. True if that is anything."""
-        with self._shared._lock:
+        with self._shared._lock, self._shared.gauge.one_look():
+            self._shared.gauge.give_back()
             self._shared.fold()
             now = self._shared.gauge.now()
             changed = dict(now) != dict(self._paused_at) or self._shared.gauge.unseen() != self._unseen_at_pause
@@ -163,7 +211,7 @@ class Window:
 
     def read(self) -> Reading:
         """The reading up to now; the window stays open."""
-        with self._shared._lock:
+        with self._shared._lock, self._shared.gauge.one_look():
             self._shared.fold()
             gauge = self._shared.gauge
             return Reading(
@@ -192,6 +240,11 @@ class Window:
                 self._shared.gauge.end()
             return reading
 
+    def _from_base(self) -> tuple[_Highest, _Highest]:
+        start = {kind: _Height(level, level) for kind, level in self._base.items()}
+        by_growth = self._shared.gauge.by_growth
+        return _Highest(by_growth, dict(start)), _Highest(by_growth, dict(start))
+
     def _raise_to(self, levels: Levels, warming: bool = False) -> None:
         self._warmed = self._warmed or warming
         self._highest.raise_to(levels, self._base, self._phase)
@@ -199,22 +252,35 @@ class Window:
             self._unwarmed.raise_to(levels, self._base, self._phase)
 
 
+class _Height(NamedTuple):
+    level: int
+    base: int
+
+
 @dataclass
 class _Highest:
     """Rises as the levels are told."""
 
-    peak: dict[str, int]
-    base_at_peak: dict[str, int]
-    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    by_growth: bool
+    peak: dict[str, _Height]
+    phases: dict[str, dict[str, _Height]] = field(default_factory=dict)
 
     def raise_to(self, levels: Levels, base: Levels, phase: str) -> None:
         of_phase = self.phases.setdefault(phase, {}) if phase else {}
         for kind, level in levels.items():
-            of_phase[kind] = max(of_phase.get(kind, 0), level)
-            if level > self.peak[kind]:
-                self.peak[kind] = level
-                self.base_at_peak[kind] = base[kind]
+            height = _Height(level, base[kind])
+            self.peak[kind] = self._higher(self.peak[kind], height)
+            of_phase[kind] = self._higher(of_phase.get(kind, height), height)
+
+    def _higher(self, one: _Height, other: _Height) -> _Height:
+        """The first of two that are equal."""
+        if self.by_growth:
+            return other if other.level - other.base > one.level - one.base else one
+        return other if other.level > one.level else one
 
     def copied(self) -> Highest:
-        phases = {name: dict(levels) for name, levels in self.phases.items()}
-        return Highest(dict(self.peak), dict(self.base_at_peak), phases)
+        return Highest(
+            {kind: height.level for kind, height in self.peak.items()},
+            {kind: height.base for kind, height in self.peak.items()},
+            {name: {kind: height.level for kind, height in levels.items()} for name, levels in self.phases.items()},
+        )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events import garbage
+from pytest_memleak.meters.gauge import PlainGauge
 from pytest_memleak.meters.reading import COMMITTED, Levels
 
 NATIVE_PERIOD_MS = 1
@@ -34,11 +35,13 @@ class _Sampler(Protocol):
     def take_peak(self) -> int: ...
 
 
-class HostMemory:
+class HostMemory(PlainGauge):
     """Gauge of the process's committed memory, with the resident high-water beside it."""
 
     device = "host"
     kinds: tuple[str, ...] = (COMMITTED,)
+    # A look at who holds what collects garbage of tests before, and then the base is lower.
+    by_growth = True
 
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
@@ -53,14 +56,17 @@ class HostMemory:
         self._high_water_reason = "no window was opened yet"
 
     def begin(self) -> None:
-        # What was freed before and not given back would be used again unseen, and the growth would depend on what ran
-        # before. It takes no time where nothing can be given back, and a tenth of a second where very much is.
         settled()
         self._high_water_reason = _reset_high_water()
         self._sampler.begin()
 
     def end(self) -> None:
         self._sampler.end()
+
+    def give_back(self) -> None:
+        # The growth would depend on what ran before. It takes no time where nothing can be given back, and a tenth of a
+        # second where very much is.
+        _trim()
 
     def now(self) -> Levels:
         return {COMMITTED: committed()}
@@ -71,18 +77,6 @@ class HostMemory:
     def refusals(self) -> int:
         """None: the kernel kills instead."""
         return 0
-
-    def unseen(self) -> int:
-        return 0
-
-    def unseen_peak(self) -> int:
-        return 0
-
-    def mapped_peak(self) -> int:
-        return 0
-
-    def blindness(self) -> str | None:
-        return None
 
     def high_water(self) -> tuple[int | None, str]:
         """The kernel's own peak of resident bytes since the first window opened, and how it is to be understood."""
@@ -98,8 +92,7 @@ class HostMemory:
 def settled() -> int:
     """Committed bytes after a collection and after the C library gave back what it had kept for later."""
     garbage.collect_unless_off()
-    if trim := _malloc_trim():
-        trim(0)
+    _trim()
     return committed()
 
 
@@ -180,6 +173,11 @@ def _reset_high_water() -> str:
     except OSError as error:
         return f"the resident high-water cannot be reset here ({error.strerror})"
     return ""
+
+
+def _trim() -> None:
+    if trim := _malloc_trim():
+        trim(0)
 
 
 def _malloc_trim() -> ctypes._NamedFuncPointer | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -46,6 +47,7 @@ class CpuTensors:
 
     device = "cpu"
     kinds: tuple[str, ...] = ("allocated",)
+    by_growth = False
     """Those of a peak on the CPU. What is committed is for predictions: all, where nobody accounts for it."""
 
     def __init__(self, engine: CpuEngine | None = None) -> None:
@@ -56,6 +58,7 @@ class CpuTensors:
         self._foreign: dict[int, _Foreign] = {}
         self._foreign_levels: list[dict[tuple[bool, bool], int]] = [{}]
         """In a box: whoever changes what is foreign puts new ones into it."""
+        self._has_looked = False
         self._missed: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._foreign_peak = ForeignPeak(known=lambda mapped: self._foreign_bytes(prior=False, mapped=mapped))
         garbage.thaw()  # a census sees nothing frozen
@@ -99,19 +102,35 @@ class CpuTensors:
     def refusals(self) -> int:
         return self.engine.refusals()
 
+    def give_back(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def one_look(self) -> Iterator[None]:
+        """What is asked until the end is of one moment: in a large process each look takes a tenth of a second."""
+        if self._has_looked:
+            yield
+            return
+        self._look()
+        self._has_looked = True
+        try:
+            yield
+        finally:
+            self._has_looked = False
+
     def unseen(self) -> int:
         """Bytes of tensors on memory that torch did not allocate and that came after the gauge."""
-        self._census(garbage.in_sight())
+        self._look()
         return self.mapped + self.unallocated
 
     def unseen_peak(self) -> int:
         """As `unseen`, but the most that was alive at a time since the last call, without mapped files."""
-        self._census(garbage.in_sight())
+        self._look()
         return self._foreign_peak.take(mapped=False)
 
     def mapped_peak(self) -> int:
         """As `unseen_peak`, of mapped files alone."""
-        self._census(garbage.in_sight())
+        self._look()
         return self._foreign_peak.take(mapped=True)
 
     @property
@@ -125,7 +144,7 @@ class CpuTensors:
         return self._foreign_bytes(prior=False, mapped=False)
 
     def blindness(self) -> str | None:
-        self._census(garbage.in_sight())
+        self._look()
         missed = [storage for reference in list(self._missed.values()) if (storage := reference()) is not None]
         self._missed.clear()
         # What it has learned of since it was missed (each window begins by adopting) is no longer wrong.
@@ -168,6 +187,10 @@ class CpuTensors:
     def _born(self, storage: torch.UntypedStorage, mapped: bool) -> None:
         if storage._cdata not in self._foreign and not self.engine.knows(storage) and self.engine.foreign(storage):
             self._foreign_peak.born(storage, mapped)
+
+    def _look(self) -> None:
+        if not self._has_looked:
+            self._census(garbage.in_sight())
 
     def _census(self, objects: list[object], prior: bool = False) -> None:
         """Notes the storages that neither the engine nor an earlier census knows."""

@@ -260,7 +260,7 @@ def test_without_the_library_auto_falls_back_and_exact_does_not(monkeypatch: pyt
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory is looked up in /proc")
 def test_shared_memory_is_never_lost(gauge: CpuTensors) -> None:
     with Held(gauge) as held:
-        held.kept.append(torch.ones(5000).share_memory_())  # type: ignore[no-untyped-call]
+        held.kept.append(torch.ones(5000).share_memory_())
     assert held.grown + held.reading.unseen == 20_000
     assert gauge.mapped == 0
 
@@ -274,7 +274,7 @@ def transient_buffer() -> None:
 
 
 def transient_shared() -> None:
-    torch.UntypedStorage._new_shared(MIB)  # type: ignore[no-untyped-call]
+    torch.UntypedStorage._new_shared(MIB)
 
 
 @pytest.mark.parametrize("make", [transient_numpy, transient_buffer, transient_shared])
@@ -299,6 +299,27 @@ def test_foreign_memory_that_is_gone_at_the_end_is_in_the_unseen_peak(
         assert gauge.unseen_peak() == 0
     finally:
         gauge.end()
+
+
+def test_a_reading_looks_at_the_objects_of_the_process_once(gauge: CpuTensors, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    in_sight = garbage.in_sight
+
+    def looking() -> list[object]:
+        found = in_sight()
+        looks.append(len(found))
+        return found
+
+    window = SharedGauge(gauge).window()
+    window.open()
+    kept = torch.from_numpy(np.ones(MIB, dtype=np.uint8))
+    monkeypatch.setattr(garbage, "in_sight", looking)
+    assert window.read().unseen == MIB
+    assert len(looks) == 1
+    again = torch.from_numpy(np.ones(MIB, dtype=np.uint8))
+    assert gauge.unseen() == 2 * MIB, "what is asked outside of a reading is of its own moment"
+    del kept, again
+    window.close()
 
 
 def test_files_that_are_mapped_for_a_while_are_told_apart(gauge: CpuTensors, tmp_path: Path) -> None:
@@ -337,4 +358,4 @@ def test_outside_windows_nothing_is_wrapped(gauge: CpuTensors) -> None:
     after = (torch.from_numpy, torch.frombuffer, torch.asarray, torch.from_file, torch._utils._rebuild_tensor)
     assert after == before
     assert dict(vars(torch.UntypedStorage)) == dict(owned)
-    assert torch.UntypedStorage(4).nbytes() == 4  # type: ignore[no-untyped-call]
+    assert torch.UntypedStorage(4).nbytes() == 4

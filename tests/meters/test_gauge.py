@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pytest_memleak.meters.gauge import SharedGauge
+import pytest
+
+from pytest_memleak.meters.gauge import PlainGauge, SharedGauge
 from pytest_memleak.meters.reading import Levels
 
 
-class Fed:
+class Fed(PlainGauge):
     """A gauge whose level the test sets."""
 
     device = "fed"
@@ -19,6 +21,7 @@ class Fed:
         self.refused = 0
         self.foreign = 0
         self.running = 0
+        self.kept = 0
 
     def go(self, *levels: int) -> None:
         for level in levels:
@@ -41,17 +44,12 @@ class Fed:
     def end(self) -> None:
         self.running -= 1
 
+    def give_back(self) -> None:
+        self.level -= self.kept
+        self.kept = 0
+
     def unseen(self) -> int:
         return self.foreign
-
-    def unseen_peak(self) -> int:
-        return 0
-
-    def mapped_peak(self) -> int:
-        return 0
-
-    def blindness(self) -> str | None:
-        return None
 
 
 def test_peak_is_absolute_and_knows_its_base() -> None:
@@ -81,6 +79,45 @@ def test_what_a_pause_brings_is_base_and_its_transient_is_nobodys() -> None:
     assert reading.grown("allocated") == 25  # 10 before the pause, 15 after it
 
 
+def test_what_is_done_aside_is_nobodys() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    outer, paused, inner = shared.window(), shared.window(), shared.window()
+    outer.open()
+    paused.open()
+    paused.pause()
+    inner.open()
+    fed.go(40)
+    with shared.aside():
+        fed.go(5000, 300)
+    fed.go(310)
+    paused.resume()
+    for window in (outer, inner):
+        reading = window.close()
+        assert reading.peak["allocated"] - reading.base_at_peak["allocated"] == 50
+        assert reading.grown("allocated") == 50
+    assert paused.close().grown("allocated") == 0
+
+
+def test_what_is_only_kept_for_later_is_in_no_base() -> None:
+    fed = Fed()
+    fed.go(100)
+    fed.kept = 30
+    window = SharedGauge(fed).window()
+    window.open()  # 70
+    fed.go(320, 110)
+    fed.kept = 40  # of the test's own, and no part of what the pause changes
+    window.pause()
+    fed.go(500, 200)
+    fed.kept = 20  # of the pause's
+    window.resume()
+    fed.go(200)
+    reading = window.close()
+    assert reading.base["allocated"] == 70 + 110
+    assert reading.peak["allocated"] - reading.base_at_peak["allocated"] == 250
+    assert reading.grown("allocated") == 20
+
+
 def test_base_at_peak_is_that_of_the_moment() -> None:
     fed = Fed()
     window = SharedGauge(fed).window()
@@ -91,6 +128,24 @@ def test_base_at_peak_is_that_of_the_moment() -> None:
     window.resume()
     reading = window.close()
     assert (reading.peak["allocated"], reading.base_at_peak["allocated"], reading.base["allocated"]) == (500, 0, 200)
+
+
+@pytest.mark.parametrize(("by_growth", "seen"), [(True, (460, 400)), (False, (540, 500))])
+def test_what_others_let_go_of_hides_no_growth(by_growth: bool, seen: tuple[int, int]) -> None:
+    """Of a process's memory the growth counts; of a card's the highest level, whoever had it."""
+    fed = Fed()
+    fed.by_growth = by_growth
+    fed.go(500)
+    shared = SharedGauge(fed)
+    window = shared.window()
+    window.open("call")
+    fed.go(540)
+    with shared.aside():
+        fed.go(440)
+    fed.go(460)
+    reading = window.close()
+    assert (reading.peak["allocated"], reading.base_at_peak["allocated"]) == seen
+    assert reading.phases["call"]["allocated"] == seen[0]
 
 
 def test_phases_have_peaks_of_their_own() -> None:

@@ -178,13 +178,15 @@ def test_devices_that_nobody_used_are_left_out(fed: Told) -> None:
     assert drawn(unused, unused, unused, judged=("cuda:2",)) == ["cuda:0", "cuda:2"]  # it passed too quickly to be seen
 
 
-def test_a_gauge_that_fails_ends_the_curve_and_nothing_else(recorder: Recorder, fed: Told, clock: Clock) -> None:
+def test_a_gauge_that_fails_ends_the_curve_and_nothing_else(
+    recorder: Recorder, fed: Told, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> Levels:
         raise OSError("gone")
 
     fed.level = 7
     recorder.go("setup")
-    fed.now = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(fed, "now", broken)
     clock.time = 101
     recorder.phase("call")
     recorder.pause()
