@@ -6,9 +6,11 @@ Nothing is started. All ranks run the test; each tells rank 0 what became of it 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
 from pytest_memleak.plan import Plan, Ranks
@@ -23,6 +25,16 @@ from pytest_memleak.report.junit import replace_properties
 from pytest_memleak.settings import Settings
 
 _ASKED = pytest.StashKey[tuple[Ranks, "Plan | None"]]()
+
+
+def leave_files_to_rank_0(config: pytest.Config, world: World) -> None:
+    """All ranks have one command line, and so one file of results, which would be that of the last one to end. A name
+    that has the rank in it is another one for each."""
+    manager = config.pluginmanager
+    manager.unregister(name="lfplugin")  # which tests have failed; which are to run is chosen by now
+    path = getattr(config.option, "xmlpath", None)
+    if path and (xml := config.stash.get(xml_key, None)) is not None and str(world.rank) not in Path(path).name:
+        manager.unregister(xml)
 
 
 class JoinedTests:
@@ -101,6 +113,8 @@ class JoinedTests:
             told,
             lambda one: f"rank {one.rank} of {self._world.size} did not tell its result within {timeout:g} s",
         )
+        if phases["setup"].outcome != "passed":
+            reports.pop("call", None)  # no body is told of after such a set-up, or the test would have passed as well
         for when in PHASES:
             if when in reports:
                 phases[when].write_over(reports[when])

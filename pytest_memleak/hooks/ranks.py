@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from importlib import import_module
@@ -20,10 +21,11 @@ import pytest
 from _pytest.outcomes import Failed
 
 from pytest_memleak.errors import Unavailable
-from pytest_memleak.hooks.joined import JoinedTests
+from pytest_memleak.hooks.joined import JoinedTests, leave_files_to_rank_0
 from pytest_memleak.hooks.unjudged import insist, record_refusal, refusing
+from pytest_memleak.insides import own_id
 from pytest_memleak.plan import Plan, Ranks
-from pytest_memleak.ranks.inside import own_id
+from pytest_memleak.ranks.job import TIME_IS
 from pytest_memleak.ranks.world import joined
 from pytest_memleak.records.attributes import RANK, RECORD
 from pytest_memleak.records.record import TestRecord
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 _OUTCOME = pytest.StashKey[dict[str, "Phase"]]()
 _PLUGIN = "memleak-ranked"
-_PATIENCE = 3600.0
-"""Seconds that a test waits for GPUs that other tests have."""
 
 
 class RanksFailed(Failed):
@@ -54,6 +54,8 @@ def take(item: pytest.Item, ranks: Ranks, plan: Plan | None, settings: Settings)
     ranked = manager.getplugin(_PLUGIN)
     if ranked is None:
         ranked = RankedTests(settings) if world is None else JoinedTests(settings, world)
+        if world is not None and world.rank:
+            leave_files_to_rank_0(item.config, world)
         manager.register(ranked, _PLUGIN)
     ranked.take(item, ranks, plan)
     return world is None
@@ -95,13 +97,15 @@ class RankedTests:
         return report
 
     def _run(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> dict[str, Phase]:
+        began = time.monotonic()
         require_torch()
         from pytest_memleak.ranks import told
-        from pytest_memleak.ranks.launch import launch
+        from pytest_memleak.ranks.launch import launch, require_elastic
         from pytest_memleak.ranks.outcome import outcome
 
+        require_elastic()  # takes seconds, the first time
         kills = told.oom_kills()
-        with self._job(item, ranks, plan) as job:
+        with self._job(item, ranks, plan, began) as job:
             ended = launch(job, shown=item.config.option.capture == "no")
         found = told.read(job, ended)
         _tell_warnings(item, found)
@@ -112,8 +116,7 @@ class RankedTests:
         return phases
 
     @contextlib.contextmanager
-    def _job(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> Iterator[Job]:
-        from pytest_memleak.ranks import cards
+    def _job(self, item: pytest.Item, ranks: Ranks, plan: Plan | None, began: float) -> Iterator[Job]:
         from pytest_memleak.ranks.choosing import GPUS, backend_of, kind_of_card, played_cards
         from pytest_memleak.ranks.job import Job
 
@@ -123,18 +126,12 @@ class RankedTests:
         with contextlib.ExitStack() as held:
             gpus: tuple[str, ...] = ()
             if kind == GPUS and ranks.backend != "gloo":
-                here = cards.here()
-                if len(here) < ranks.size:
-                    raise Unavailable(
-                        f"{ranks.source}: {ranks.size} ranks want a GPU each, and there "
-                        f"{'is' if len(here) == 1 else 'are'} {len(here)}: run it where there are more, or on CPUs "
-                        "(--gpu-backend=cpu)"
-                    )
-                gpus = held.enter_context(cards.reserved(ranks.size, here, _PATIENCE))
+                gpus = held.enter_context(self._reserved(item, ranks, plan))
             # Each rank would begin the run's own measurement of coverage anew.
             more: tuple[str, ...] = ("--no-cov",) if config.pluginmanager.hasplugin("_cov") else ()
             if kind == SIMULATED:
                 more += (f"--gpu-backend={played_cards(self._settings, ranks.size // ranks.nodes)}",)
+            timeout, time_is = _timeout(item, ranks, self._settings, time.monotonic() - began)
             yield Job(
                 folder=str(_folder(config)),
                 nodeid=own_id(item),
@@ -147,33 +144,67 @@ class RankedTests:
                 size=ranks.size,
                 nodes=ranks.nodes,
                 backend=backend_of(ranks, kind),
-                timeout=_timeout(item, ranks, self._settings),
+                timeout=timeout,
+                time_is=time_is,
                 cards=gpus,
                 options=self._options(),
             )
+
+    @contextlib.contextmanager
+    def _reserved(self, item: pytest.Item, ranks: Ranks, plan: Plan | None) -> Iterator[tuple[str, ...]]:
+        """A GPU for each rank, as many as there are ranks or none: by the same rules as any test's part of one."""
+        from pytest_memleak.hooks.assigning import place_of
+        from pytest_memleak.hooks.sharing import reservations_of
+        from pytest_memleak.ranks.cards import here
+        from pytest_memleak.workers.need import need_of
+
+        place = place_of(item.config)
+        there = here(None if place is None else place.callers)
+        if len(there) < ranks.size:
+            raise Unavailable(
+                f"{ranks.source}: {ranks.size} ranks want a GPU each, and there "
+                f"{'is' if len(there) == 1 else 'are'} {len(there)}: run it where there are more, or on CPUs "
+                "(--gpu-backend=cpu)"
+            )
+        need = need_of(item, plan, self._settings, parts=1, ranked=True)
+        assert need is not None  # ranks always have one
+        reservations = reservations_of(item.config)
+        patience = self._settings.card_timeout
+        try:  # around the taking as well: an interrupt may come right after it
+            taken = reservations.take(item.nodeid, need, there, patience, count=ranks.size, beside=True)
+            yield taken.names
+        finally:
+            reservations.give_back()
 
     def _options(self) -> Mapping[str, str]:
         # One rank that runs once more to be explained would wait for the others.
         return {"memleak_explain": ALWAYS} if self._settings.explain == RERUN else {}
 
 
-def _timeout(item: pytest.Item, ranks: Ranks, settings: Settings) -> float:
-    """Before pytest-timeout strikes here, where nothing is known of the ranks."""
-    ours = ranks.timeout or settings.ranks_timeout
+def _timeout(item: pytest.Item, ranks: Ranks, settings: Settings, passed: float) -> tuple[float, str]:
+    """And what has set it. Before pytest-timeout strikes here, where nothing is known of the ranks. `passed`: seconds
+    of the test until now, which it counts as well."""
+    ours = ranks.timeout or settings.ranks_timeout, TIME_IS
+    if not any(map(item.config.pluginmanager.hasplugin, ("timeout", "pytest_timeout"))):
+        return ours
     mark = item.get_closest_marker("timeout")
     given: Any = (mark.args[0] if mark.args else mark.kwargs.get("timeout")) if mark is not None else None
     if given is None:
         given = getattr(item.config.option, "timeout", None)
     if given is None:
+        given = os.environ.get("PYTEST_TIMEOUT")
+    if given is None:
         try:
             given = item.config.getini("timeout")
         except (KeyError, ValueError):
-            return ours  # there is no such plugin
+            return ours
     try:
         theirs = float(given or 0)
     except (TypeError, ValueError):
         return ours
-    return min(ours, max(theirs - 1, theirs / 2)) if theirs > 0 else ours
+    left = max(theirs - passed, theirs / 10)
+    before = max(left - 2, left / 2)
+    return (round(before, 1), f"before the {theirs:g} s of pytest-timeout are over") if 0 < before < ours[0] else ours
 
 
 def _folder(config: pytest.Config) -> Path:

@@ -59,6 +59,8 @@ def begin(backend: str, world: World) -> None:
         _played.enter_context(playing(world.rank, world.size, machines))
         return
     if "nccl" in backend:
+        if not (torch.cuda.is_available() and torch.distributed.is_nccl_available()):
+            raise Unavailable(f'backend={backend!r} needs GPUs and a torch with NCCL: leave it out, or write "gloo"')
         torch.cuda.set_device(world.local_rank)
     with _all_of_them():
         torch.distributed.init_process_group(backend)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import pytest
 from _pytest.config import _prepareconfig, create_terminal_writer
 
-from pytest_memleak.insides import recorded_failure
+from pytest_memleak.insides import own_id, recorded_failure
 from pytest_memleak.ranks.group import ProcessGroup
 from pytest_memleak.ranks.job import Job
 from pytest_memleak.records.attributes import RANK
@@ -55,11 +55,6 @@ def _only_here(config: pytest.Config, job: Job, rank: int) -> None:
     config.args = [job.path]
     for name in _NO_PLUGINS:
         config.pluginmanager.set_blocked(name)
-
-
-def own_id(item: pytest.Item) -> str:
-    """Its node id, whatever another plugin has added to that."""
-    return f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
 
 
 class Telling:
@@ -124,7 +119,7 @@ class Telling:
         self.tell(REPORT if type(report) is pytest.TestReport else SUBREPORT, data=data)
 
     def pytest_warning_recorded(self, warning_message: Any, when: str) -> None:
-        if when == "config":
+        if when in ("config", "collect"):
             return  # the run has said it
         category: type[Warning] = warning_message.category
         self.tell(

@@ -15,6 +15,8 @@ from pytest_memleak.ranks.world import World
 ASKED = getattr(signal, "SIGRTMIN", signal.SIGUSR2 - 5) + 5
 """The signal on which a rank writes what it is doing, and goes on: one that programs hardly use."""
 
+TIME_IS = "ranks(timeout=…), --memleak-ranks-timeout"
+
 _FILE = "job.json"
 
 
@@ -36,6 +38,8 @@ class Job:
     """Of the process group; None: the test makes it itself."""
     timeout: float
     """Seconds from the start of the processes."""
+    time_is: str = TIME_IS
+    """What has set that, in words."""
     cards: tuple[str, ...] = ()
     """The GPUs that are theirs, as CUDA_VISIBLE_DEVICES names them; empty: it is as it was."""
     more_args: tuple[str, ...] = ()

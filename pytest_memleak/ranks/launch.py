@@ -6,11 +6,13 @@ Checked on torch 2.6 to 2.13. What the ranks found is in the job's folder; here 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +33,8 @@ _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # those that torch elasti
 class Ended:
     """How the processes ended, by rank."""
 
-    failures: dict[int, int]
-    """Exit codes of those that failed of themselves; a signal's number is negative."""
+    codes: dict[int, int]
+    """Exit codes; a signal's number is negative. Empty if pytest was told to stop, and has stopped them."""
     hung: dict[int, str]
     """Those whose time was up, with what the system says of them."""
     out: dict[int, bytes]
@@ -42,14 +44,19 @@ class Ended:
     """Those that had said all, and whose processes had to be ended."""
 
 
-def launch(job: Job, shown: bool) -> Ended:
-    """`shown`: what the ranks print is printed here as well, each line with its rank."""
+def require_elastic() -> None:
     try:
-        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+        importlib.import_module("torch.distributed.launcher.api")
     except ImportError as error:
         raise Unavailable(f"ranks are started by torch elastic, which this torch lacks: {error}") from None
+
+
+def launch(job: Job, shown: bool) -> Ended:
+    """`shown`: what the ranks print is printed here as well, each line with its rank."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     job.save()
     logs = Path(job.folder, "printed")
     logs.mkdir()
@@ -67,23 +74,23 @@ def launch(job: Job, shown: bool) -> Ended:
         logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL, tee=Std.ALL if shown else Std.NONE),
         **_known_of(LaunchConfig, log_line_prefix_template="[rank ${rank}] ", shutdown_timeout=_SHUTDOWN),
     )
-    failures: dict[int, int] = {}
+    codes = dict.fromkeys(range(job.size), 0)
     stopped_by: int | None = None
     command = ["-u", "-m", "pytest_memleak.ranks.rank", job.folder]
-    with Deadline(job) as deadline, _quiet(), _signals_restored(), _environment():
+    with Deadline(job) as deadline, _quiet(), _files_left_open(), _signals_restored(), _environment():
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as failed:
-            failures = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+            codes |= {rank: failure.exitcode for rank, failure in failed.failures.items()}
         except SignalException as told:
-            stopped_by = told.sigval
+            stopped_by, codes = told.sigval, {}
         finally:
             _kill_what_is_left(job)
     if stopped_by is not None:
         # It was meant for pytest. The agent has stopped the ranks, and now pytest has it, whatever it does about it.
         os.kill(os.getpid(), stopped_by)
     out, err = _printed(logs, "stdout.log"), _printed(logs, "stderr.log")
-    return Ended(failures, deadline.hung, out, err, frozenset(deadline.lingering))
+    return Ended(codes, deadline.hung, out, err, frozenset(deadline.lingering))
 
 
 def _known_of(config: Any, **wanted: object) -> dict[str, Any]:
@@ -101,6 +108,15 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _files_left_open() -> Iterator[None]:
+    """The agent closes none of the files that ranks print to if these end of themselves: no error of the test, where
+    warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -24,7 +24,7 @@ Report = pytest.TestReport
 class Phase:
     """What is written over the report of one phase."""
 
-    outcome: str = "passed"
+    outcome: Literal["passed", "failed", "skipped"] = "passed"
     longrepr: Any = None
     parts: list[Part] = field(default_factory=list)
     """What the failure is made of."""
@@ -35,7 +35,7 @@ class Phase:
     def write_over(self, report: Report) -> None:
         for name in ("wasxfail", WITHHELD):
             report.__dict__.pop(name, None)
-        report.outcome, report.longrepr = self.outcome, self.longrepr  # type: ignore[assignment]
+        report.outcome, report.longrepr = self.outcome, self.longrepr
         report.sections = [*report.sections, *self.sections]
         report.duration = self.duration
         report.__dict__.update(self.attributes)
@@ -116,7 +116,7 @@ def _parts(ranks: Ranks, when: str, reports: Mapping[int, Report]) -> list[Part]
         others = {rank: report for rank, report in failed.items() if not _was_to_fail(report)}
         failed = others or failed
     subtests = [
-        Part((rank,), repr=report.longrepr, note=f", {getattr(report, 'nodeid', 'a subtest')}")
+        Part((rank,), repr=report.longrepr, note=f", {report.head_line}")
         for rank, found in enumerate(ranks.subreports)
         for report in found
         if report.failed and when == "call"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.plan import TOGETHER, HostPeakBudget, PeakBudget
+from pytest_memleak.records.baselines.entry import Entry
 from pytest_memleak.records.record import CheckResult, TestRecord, Verdict
 from pytest_memleak.wording import peak_message
 
@@ -59,6 +60,7 @@ def reckon(
         notes=_notes(records),
         duration=max((record.duration for record in records.values()), default=0.0),
         ranks=ranks,
+        baseline=_baseline(list(records.values())) if len(records) == ranks and not deaths else None,
     )
     return Reckoned(record, of_all)
 
@@ -73,6 +75,14 @@ def _notes(records: Mapping[int, TestRecord]) -> tuple[str, ...]:
         note if len(ranks) == len(records) else f"{note} (rank {', '.join(map(str, ranks))})"
         for note, ranks in who.items()
     )
+
+
+def _baseline(records: Sequence[TestRecord]) -> Entry | None:
+    """One entry of all ranks' peaks, each under its rank's name; None if one of them has none to tell."""
+    entries = [record.baseline for record in records if record.baseline is not None]
+    if len(entries) < len(records) or len({entry.key for entry in entries}) > 1:
+        return None
+    return Entry(entries[0].key, {name: count for entry in entries for name, count in entry.values.items()})
 
 
 def _together(

@@ -40,7 +40,7 @@ class Told:
     found: bool = True
     """The test was among what it collected."""
     exit_code: int | None = None
-    """Where its process failed of itself; negative: a signal."""
+    """Of its process, if that is known; negative: a signal."""
     hung: bool = False
     """Its time was up."""
     lingered: bool = False
@@ -80,7 +80,7 @@ def read(job: Job, ended: Ended) -> list[Told]:
 
 
 def _read(job: Job, rank: int, ended: Ended) -> Told:
-    told = Told(rank, exit_code=ended.failures.get(rank), out=ended.out.get(rank, b""), err=ended.err.get(rank, b""))
+    told = Told(rank, exit_code=ended.codes.get(rank), out=ended.out.get(rank, b""), err=ended.err.get(rank, b""))
     for line in _lines(job.told(rank)):
         kind = line["kind"]
         if kind == inside.BEGIN:
@@ -132,14 +132,14 @@ def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
     if told.hung:
         verb = "waited for others" if stacks.collective(told.doing) else "hung"
         return (
-            f"{name} {verb} {at}{doing}\n  it did not end within {job.timeout:g} s (ranks(timeout=…), "
-            f"--memleak-ranks-timeout){_disagreement(told, others)}"
+            f"{name} {verb} {at}{doing}\n  it did not end within {job.timeout:g} s ({job.time_is})"
+            f"{_disagreement(told, others)}"
         )
     code = told.exit_code
     if told.lingered:
         return (
             f"{name} did not end when the test was over: a thread, a child or an exit handler of the program goes on\n"
-            f"  its process was ended after {job.timeout:g} s (ranks(timeout=…), --memleak-ranks-timeout)"
+            f"  its process was ended after {job.timeout:g} s ({job.time_is})"
         )
     if told.internal:
         return f"{name} failed {at}\n{told.internal}"
@@ -155,7 +155,8 @@ def why(told: Told, job: Job, others: Sequence[Told], oom_kills: int) -> str:
             oom = "\n  the kernel's OOM killer struck meanwhile: the machine's memory did not suffice"
             struck = -code == signal.SIGKILL and oom_kills > 0
             return f"{name} was killed by {_signal(-code)} {at}{oom if struck else _last(told)}"
-        return f"{name} ended {at}, with exit status {code}{_last(told)}"
+        raised = f": it had raised {told.raised}" if told.raised else ""  # what ends all of pytest has no report
+        return f"{name} ended {at}, with exit status {code}{raised}{_last(told)}"
     culprits = [other for other in others if other.rank != told.rank and _ended_badly(other)]
     because = f" when {_names(culprits)} had failed" if culprits else ""
     return f"{name} was stopped {at}{because}{f': it had raised {told.raised}' if told.raised else doing}"
@@ -170,17 +171,29 @@ _WHEN = {
 
 def is_to_blame(told: Told, others: Sequence[Told]) -> bool:
     """It died or hung of itself, and was not just stopped with the others."""
+    theirs = [other for other in others if other.rank != told.rank and not _was_told_to_stop(other)]
     if told.hung:
-        return not stacks.collective(told.doing)
+        return not stacks.collective(told.doing) and not any(other.ended and other.exit_code for other in theirs)
     if told.ended:
         return told.crashed_after or told.lingered
     if told.internal or not told.found:
         return True
     if told.exit_code is None:
         return False
-    return not _was_told_to_stop(told) or not any(
-        other.rank != told.rank and not _was_told_to_stop(other) and _ended_badly(other) for other in others
-    )
+    if _was_told_to_stop(told):
+        return not any(map(_ended_badly, theirs))
+    return not any(_had_it_stopped(other, told) for other in theirs)
+
+
+def _had_it_stopped(other: Told, told: Told) -> bool:
+    """The agent stops all when one fails, and one that has a handler of its own for SIGTERM leaves no word of that.
+
+    Had it failed before the other one did, that would have been stopped: who has said all waits for the rest. One that
+    leaves with status 0 stops nobody.
+    """
+    if not (other.exit_code and told.exit_code):
+        return False
+    return other.ended or (told.exit_code == -signal.SIGKILL != other.exit_code)
 
 
 def _was_told_to_stop(told: Told) -> bool:
@@ -190,7 +203,9 @@ def _was_told_to_stop(told: Told) -> bool:
 def _ended_badly(told: Told) -> bool:
     if any(report["outcome"] == "failed" for report in told.reports.values()) or told.hung:
         return True
-    return told.exit_code is not None and not _was_told_to_stop(told)
+    if told.exit_code is None or _was_told_to_stop(told):
+        return False
+    return told.exit_code != 0 or not told.ended
 
 
 def _disagreement(told: Told, others: Sequence[Told]) -> str:

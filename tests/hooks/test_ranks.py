@@ -37,6 +37,7 @@ def test_bodies_fixtures_and_parameters_run_on_each_rank(
         """
     )
     monkeypatch.setenv("SEEN", str(pytester.path))
+    pytester.makeini("[pytest]\nfilterwarnings = error\n")  # what torch elastic and ranks' starts warn of is nobody's
     result = run_on_cpu(
         START
         + """
@@ -253,7 +254,8 @@ def test_what_a_rank_says_of_parts_of_its_body(run_on_cpu: Run, pytester: pytest
     result = run_on_cpu(
         START
         + """
-import unittest
+import unittest, warnings
+warnings.warn("of the file")
 
 class TestCase(unittest.TestCase):
     def test_fails_on_one(self):
@@ -274,6 +276,9 @@ else:
     )
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["rank 1 of 2:", "*AssertionError: 1 != 0", "rank 1 of 2*:", "E*: in part b"])
+    if hasattr(pytest, "Subtests"):
+        result.stdout.fnmatch_lines(["rank 1 of 2, test_subtests [[]b]:"])
+    assert result.stdout.str().count("UserWarning: of the file") == 1
     properties = [(one.get("name"), one.get("value")) for one in ElementTree.parse(Path("out.xml")).iter("property")]
     assert {("loss", "3.5"), ("rank", "0"), ("rank of rank 1", "1")} <= set(properties)
 
@@ -321,6 +326,10 @@ def test_together():
 
 def test_one(): assert RANK == 0
 
+@pytest.fixture
+def unmade(): assert RANK == 0, "not made"
+def test_set_up(unmade): ...
+
 @pytest.mark.max_peak("11MiB", rank="sum")
 def test_sum():
     torch.ones((1 + RANK) << 20)
@@ -336,48 +345,25 @@ def test_group_is_gone():
     )
     command = [
         "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--redirects=3",
-        "--log-dir=logs", "-m", "pytest", "-p", "no:cacheprovider", "--gpu-backend=cpu", "-rfs",
-        "--memleak-json=out.json",
+        "--log-dir=logs", "-m", "pytest", "--gpu-backend=cpu", "-rfs", "--memleak-json=out.json", "--junitxml=out.xml",
     ]  # fmt: skip
     environment = os.environ | {"COLUMNS": "160"}
     run = subprocess.run([sys.executable, *command], cwd=pytester.path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1  # as two of its tests fail
+    assert run.returncode == 1  # as some of its tests fail
     printed = {path.parent.name: path.read_text() for path in pytester.path.glob("logs/**/stdout.log")}
     first = printed["0"]
     assert "rank 1 of 2:" in first
     assert "FAILED test_it.py::test_one - rank 1 of 2" in first
     assert "peak 12 MiB > limit 11 MiB (allocated on 2 ranks together" in first
     assert "wants 4 ranks, and torchrun has started 2" in first
-    assert "3 failed, 1 passed, 1 skipped" in first
+    assert "3 failed, 1 passed, 1 skipped, 1 error" in first
+    assert "generated xml file" in first
+    assert "generated xml file" not in printed["1"]
+    failed = json.loads((pytester.path / ".pytest_cache/v/cache/lastfailed").read_text())
+    assert {"test_it.py::test_set_up", "test_it.py::test_sum"} <= failed.keys()
     document = json.loads((pytester.path / "out.json").read_text())
     summed = next(test for test in document["tests"] if test["nodeid"].endswith("test_sum"))
     assert (summed["ranks"], summed["verdict"]) == (2, "fail")
-
-
-@pytest.mark.parametrize(
-    ("mark", "said"),
-    [
-        ("ranks()", "*ranks(n, *"),
-        ("ranks(0)", "*n=0 is not a number of ranks*"),
-        ("ranks(True)", "*n=True is not a number of ranks*"),
-        ("ranks(3, nnodes=2)", "*3 ranks are not to be shared alike by nnodes=2*"),
-        ("ranks(2, backend=True)", "*backend=True is not a backend*"),
-        ("ranks(2, timeout=0)", "*timeout=0 is not a number of seconds*"),
-        ("ranks(2)\n@pytest.mark.max_peak('1G', rank=2)", "*rank=2, and *ranks has ranks 0 to 1 only*"),
-        ("max_host_peak('1G', rank='sum')", "*rank='sum' is of a test on several ranks: add ranks(2)*"),
-    ],
-)
-def test_bad_markers_start_nothing(run_on_cpu: Run, mark: str, said: str) -> None:
-    result = run_on_cpu(f"import pytest\n@pytest.mark.{mark}\ndef test_it(): ...\n")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([said])
-
-
-def test_bad_timeout(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test(): ...")
-    result = pytester.runpytest_subprocess("--memleak-ranks-timeout=soon")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--memleak-ranks-timeout*'soon' is not a number of seconds*"])
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="no card is simulated beside a real one")

@@ -67,6 +67,10 @@ def test_leaves():
         os._exit(7)
     dist.barrier()
 
+def test_leaves_without_a_failure():
+    if RANK == 1: os._exit(0)
+    dist.barrier()
+
 def test_crashes():
     if RANK == 1: os.kill(os.getpid(), signal.SIGSEGV)
     dist.barrier()
@@ -81,16 +85,18 @@ def test_in_its_set_up(gone): ...
 """,
         "--memleak-json=out.json",
     )
-    result.assert_outcomes(failed=3, errors=1)
+    result.assert_outcomes(failed=4, errors=1)
     result.stdout.fnmatch_lines(
         [
             "rank 0 of 2 was killed by SIGKILL in the set-up of its fixtures",
             "rank 1 of 2 was killed by SIGKILL in its body",
             "rank 0 of 2 ended in its body, with exit status 7",
             "  | last words",
+            "rank 1 of 2 ended in its body, with exit status 0",
             "rank 1 of 2 was killed by SIGSEGV in its body: at test_it.py:*",
             "FAILED test_it.py::test_killed - rank 1 of 2 was killed by SIGKILL*",
             "FAILED test_it.py::test_leaves - rank 0 of 2 ended in its body*",
+            "FAILED test_it.py::test_leaves_without_a_failure - rank 1 of 2 ended in its b*",
         ]
     )
 

@@ -38,11 +38,11 @@ def job(tmp_path: Path) -> Job:
 
 
 def of(
-    job: Job, *lines: list[dict[str, Any]], failures: dict[int, int] | None = None, hung: dict[int, str] | None = None
+    job: Job, *lines: list[dict[str, Any]], codes: dict[int, int] | None = None, hung: dict[int, str] | None = None
 ) -> list[Told]:
     for rank, written in enumerate(lines):
         job.told(rank).write_text("".join(json.dumps(line) + "\n" for line in written))
-    return read(job, Ended(failures or {}, hung or {}, {}, {1: b"old\nlast words\n"}))
+    return read(job, Ended(codes or {}, hung or {}, {}, {1: b"old\nlast words\n"}))
 
 
 def said(told: list[Told], rank: int, job: Job, oom_kills: int = 0) -> str:
@@ -61,7 +61,7 @@ def said(told: list[Told], rank: int, job: Job, oom_kills: int = 0) -> str:
     ],
 )
 def test_a_rank_may_die_anywhere(job: Job, lines: list[dict[str, Any]], phase: str, where: str) -> None:
-    told = of(job, WHOLE, lines, failures={1: -signal.SIGKILL})
+    told = of(job, WHOLE, lines, codes={1: -signal.SIGKILL})
     assert [one.died_in for one in told] == [None, phase]
     assert said(told, 1, job).startswith(f"rank 1 of 2 was killed by SIGKILL {where}")
     assert "\n  | last words" in said(told, 1, job)
@@ -76,10 +76,10 @@ def test_a_set_up_that_failed_has_no_body(job: Job) -> None:
 
 
 def test_a_crash_after_the_test_is_told(job: Job) -> None:
-    told = of(job, WHOLE, WHOLE, failures={1: -signal.SIGSEGV})
+    told = of(job, WHOLE, WHOLE, codes={1: -signal.SIGSEGV})
     assert told[1].died_in == "teardown"
     assert said(told, 1, job).startswith("rank 1 of 2 was killed by SIGSEGV when the test was over")
-    ordinary = of(job, WHOLE, WHOLE, failures={1: 1})  # it waited for others after a failure
+    ordinary = of(job, WHOLE, WHOLE, codes={1: 1})  # it waited for others after a failure
     assert ordinary[1].died_in is None
 
 
@@ -98,26 +98,51 @@ def test_an_error_of_pytests_own_after_the_test(job: Job) -> None:
 
 def test_who_was_stopped_is_not_to_blame(job: Job) -> None:
     job.stacks(1).write_text(STACK)
-    told = of(job, SET_UP, SET_UP, failures={0: -signal.SIGKILL, 1: -signal.SIGTERM})
+    told = of(job, SET_UP, SET_UP, codes={0: -signal.SIGKILL, 1: -signal.SIGTERM})
     assert [is_to_blame(one, told) for one in told] == [True, False]
     assert said(told, 1, job) == "rank 1 of 2 was stopped in its body when rank 0 had failed: at /x/test_it.py:7"
 
 
 def test_what_it_had_raised_is_told_of_one_that_was_stopped(job: Job) -> None:
     raised = {"kind": inside.RAISED, "text": "RuntimeError: Connection closed by peer"}
-    told = of(job, SET_UP, [*SET_UP, begin("call"), raised], failures={0: 7, 1: -signal.SIGTERM})
+    told = of(job, SET_UP, [*SET_UP, begin("call"), raised], codes={0: 7, 1: -signal.SIGTERM})
     assert said(told, 1, job).endswith("when rank 0 had failed: it had raised RuntimeError: Connection closed by peer")
 
 
+def test_what_ends_all_of_pytest_is_told(job: Job) -> None:
+    raised = {"kind": inside.RAISED, "text": "Exit: enough"}
+    told = of(job, WHOLE, [*SET_UP, begin("call"), raised], codes={0: 0, 1: 1})
+    assert "ended in its body, with exit status 1: it had raised Exit: enough" in said(told, 1, job)
+
+
+def test_one_that_leaves_without_a_failure_is_to_blame(job: Job) -> None:
+    told = of(job, WHOLE, SET_UP, codes={0: 1, 1: 0})  # the other one missed it
+    assert [is_to_blame(one, told) for one in told] == [False, True]
+    assert said(told, 1, job).startswith("rank 1 of 2 ended in its body, with exit status 0")
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "hung"), [(WHOLE, 1, False), (WHOLE, 1, True), (SET_UP, -signal.SIGSEGV, False)]
+)
+def test_one_that_did_not_heed_its_end_is_not_to_blame(
+    job: Job, first: list[dict[str, Any]], code: int, hung: bool
+) -> None:
+    """It has a handler of its own for SIGTERM, and so left no word."""
+    told = of(job, first, SET_UP, codes={0: code, 1: -signal.SIGKILL}, hung={1: ""} if hung else {})
+    assert not is_to_blame(told[1], told)
+    assert hung or said(told, 1, job).startswith("rank 1 of 2 was stopped in its body")
+
+
 def test_a_signal_to_all_is_everybodys_death(job: Job) -> None:
-    told = of(job, SET_UP, SET_UP, failures={0: -signal.SIGTERM, 1: -signal.SIGTERM})
-    assert all(is_to_blame(one, told) for one in told)
-    assert "was killed by SIGTERM" in said(told, 0, job)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        told = of(job, SET_UP, SET_UP, codes={0: -number, 1: -number})
+        assert all(is_to_blame(one, told) for one in told)
+        assert f"was killed by {number.name}" in said(told, 0, job)
 
 
 def test_time_was_up(job: Job) -> None:
     job.stacks(0).write_text(STACK)
-    told = of(job, SET_UP, SET_UP, failures={0: -9, 1: -9}, hung={0: "", 1: "its process is stopped (SIGSTOP)"})
+    told = of(job, SET_UP, SET_UP, codes={0: -9, 1: -9}, hung={0: "", 1: "its process is stopped (SIGSTOP)"})
     assert said(told, 0, job).startswith(
         "rank 0 of 2 hung in its body: at /x/test_it.py:7\n  it did not end within 30 s"
     )
@@ -125,13 +150,13 @@ def test_time_was_up(job: Job) -> None:
 
 
 def test_reports_may_be_held_back_until_the_teardown(job: Job) -> None:
-    told = of(job, WHOLE, [COLLECTED, begin("setup"), begin("call")], failures={1: -9})
+    told = of(job, WHOLE, [COLLECTED, begin("setup"), begin("call")], codes={1: -9})
     assert told[1].died_in == "call"
     assert "killed by SIGKILL in its body" in said(told, 1, job)
 
 
 def test_a_process_that_does_not_end_is_told(job: Job) -> None:
-    told = of(job, WHOLE, WHOLE, failures={1: -9})
+    told = of(job, WHOLE, WHOLE, codes={1: -9})
     assert told[1].died_in is None
     told = read(job, Ended({1: -9}, {}, {}, {}, frozenset({1})))
     assert told[1].died_in == "teardown"

@@ -134,8 +134,9 @@ def test_functional_collectives_and_their_gradients(four_cards: Any) -> None:
 
     with playing(1, 4):
         part = torch.ones(MANY, device="cuda")
-        whole = functional.all_gather_tensor(part, 0, dist.group.WORLD)  # type: ignore[arg-type]
-        there: Any = functional.wait_tensor(whole)  # type: ignore[no-untyped-call]
+        world: Any = dist.group.WORLD
+        whole = functional.all_gather_tensor(part, 0, world)
+        there: Any = functional.wait_tensor(whole)
         assert there.shape == (4 * MANY,)
         assert torch.cuda.memory_allocated() == 5 * 4 * MANY
         assert four_cards.unknowns.doubt() is None
@@ -188,7 +189,8 @@ def test_torch_has_its_own_again() -> None:
     with playing(1, 2):
         assert dist.broadcast_object_list is not theirs
     assert dist.broadcast_object_list is theirs
-    store: Any = getattr(dist, "HashStore")()  # noqa: B009 - torch exports it to Python alone
+    distributed: Any = dist
+    store = distributed.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         number = torch.ones(2)

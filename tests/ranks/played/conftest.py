@@ -8,21 +8,11 @@ from typing import Any
 
 import pytest
 
-from pytest_memleak.errors import Unavailable
+from tests.alone import simulated
 
 
 @pytest.fixture
 def four_cards() -> Iterator[Any]:
-    from pytest_memleak.cards.simulated.process import simulation_of
-    from pytest_memleak.cards.simulated.profiles import cards_of
-
-    try:
-        made = simulation_of(cards_of("4xh200"))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
     gc.collect()  # modules that FSDP2 has been at are in cycles, and hold memory of the card
-    made.on()
-    made.unknowns.reset()
-    made.presumptions.reset()
-    yield made
-    made.off()
+    with simulated("4xh200") as made:
+        yield made
