@@ -26,33 +26,13 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 import torch
 
 from pytest_memleak.budget.weights import held_bytes
+from pytest_memleak.cases.moe_loads import gpt_oss, mixtral, qwen3_moe
 from pytest_memleak.fixes.moe_experts import FIX, quantize_experts
 from pytest_memleak.prediction import Prediction, predict
 from pytest_memleak.upstream.checkpoints import make_checkpoint
 from pytest_memleak.upstream.experts import expert_parameters
 
-_ALIKE: dict[str, Any] = {
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "vocab_size": 1024,
-    "num_experts_per_tok": 4,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}
-
-
-def small() -> dict[str, Any]:
-    from transformers import GptOssConfig, MixtralConfig, Qwen3MoeConfig
-
-    return {
-        "Qwen3-MoE": Qwen3MoeConfig(
-            **_ALIKE, num_experts=32, moe_intermediate_size=256, intermediate_size=1024, head_dim=64
-        ),
-        "Mixtral": MixtralConfig(**_ALIKE, num_local_experts=32, intermediate_size=256),
-        "GPT-OSS": GptOssConfig(**_ALIKE, num_local_experts=32, intermediate_size=256, head_dim=64),
-    }
+SMALL = {"Qwen3-MoE": qwen3_moe, "Mixtral": mixtral, "GPT-OSS": gpt_oss}
 
 
 def load(folder: Path, device: str, four_bits: bool = True) -> Any:
@@ -143,9 +123,9 @@ STRATEGIES: dict[str, Callable[[Path, str], Any]] = {
 def values() -> None:
     columns = ["", "bf16", "4 bits, as it is", "4 bits, with the fix", "cosine", "relative L2", "top-1"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for name, config in small().items():
+    for name, config in SMALL.items():
         with tempfile.TemporaryDirectory() as folder:
-            _saved(config, Path(folder))
+            _saved(config(), Path(folder))
             plain, bits = load(Path(folder), "cpu", four_bits=False), load(Path(folder), "cpu")
             mended = under_the_fix(Path(folder), "cpu")
             sizes = [held_bytes(model) for model in (plain, bits, mended)]
@@ -169,10 +149,10 @@ def _saved(config: Any, folder: Path) -> None:
 
 
 def strategies() -> None:
-    for name, config in small().items():
+    for name, config in SMALL.items():
         print(f"\n{name}\n\n| | peak | final | peak − final |\n|---|---|---|---|")
         with tempfile.TemporaryDirectory() as folder:
-            make_checkpoint(config, Path(folder), sparse=True, tokenizer=False)
+            make_checkpoint(config(), Path(folder), sparse=True, tokenizer=False)
             for title, way in STRATEGIES.items():
                 found, final = _predicted(way, Path(folder), "h200")
                 over = found.allocated_peak - final

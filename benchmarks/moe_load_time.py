@@ -27,6 +27,7 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 
 import torch
 
+from benchmarks.real_sizes import qwen3_30b_a3b
 from pytest_memleak import fixes
 from pytest_memleak.upstream.checkpoints import make_checkpoint
 
@@ -34,21 +35,7 @@ READINGS = 20
 
 
 def checkpoint(folder: str, layers: int, experts: int) -> Path:
-    from transformers import Qwen3MoeConfig
-
-    config = Qwen3MoeConfig(
-        vocab_size=151936,
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        num_experts=experts,
-        num_experts_per_tok=8,
-        tie_word_embeddings=False,
-    )
+    config = qwen3_30b_a3b(num_hidden_layers=layers, num_experts=experts)
     return make_checkpoint(config, Path(folder), sparse=True, tokenizer=False)
 
 

@@ -24,45 +24,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.real_sizes import gpt_oss_20b, qwen3_30b_a3b
+
 GB = 1e9
 SEED = "reported for GPT-OSS-20B in 4 bits, under 16 GB: 11.85 GB reserved after the load, 12.93 GB at the peak"
 LARGE = "140G"
 """On this one everything fits."""
 
 
-def config_of(model: str) -> Any:
-    """By what the config.json of Qwen/Qwen3-30B-A3B and openai/gpt-oss-20b says of sizes."""
-    from transformers import GptOssConfig, Qwen3MoeConfig
-
-    if model == "gpt-oss-20b":
-        return GptOssConfig(
-            vocab_size=201088,
-            hidden_size=2880,
-            intermediate_size=2880,
-            num_hidden_layers=24,
-            num_attention_heads=64,
-            num_key_value_heads=8,
-            head_dim=64,
-            num_local_experts=32,
-            num_experts_per_tok=4,
-            tie_word_embeddings=False,
-        )
-    return Qwen3MoeConfig(
-        vocab_size=151936,
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_hidden_layers=48,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        num_experts=128,
-        num_experts_per_tok=8,
-        tie_word_embeddings=False,
-    )
-
-
-MODELS = ("qwen3-30b-a3b", "gpt-oss-20b")
+MODELS = {"qwen3-30b-a3b": qwen3_30b_a3b, "gpt-oss-20b": gpt_oss_20b}
 
 
 def train_lora(model: Any, device: str) -> Any:
@@ -135,7 +105,7 @@ def make(model: str, folder: Path) -> float:
     from pytest_memleak.upstream.checkpoints import make_checkpoint
 
     (folder / model).mkdir()
-    make_checkpoint(config_of(model), folder / model, sparse=True)
+    make_checkpoint(MODELS[model](), folder / model, sparse=True)
     return sum(file.stat().st_size for file in (folder / model).glob("*.safetensors")) / GB
 
 

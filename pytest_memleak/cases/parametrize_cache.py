@@ -90,6 +90,11 @@ def test_checkpointed(model: Any, card: Any) -> None:
     three_steps(model, card.device)
 
 
+@pytest.mark.memleak_fix("parametrize_cache")
+def test_checkpointed_mended(model: Any, card: Any) -> None:
+    test_checkpointed(model, card)
+
+
 def test_checkpointed_reentrantly(model: Any, card: Any) -> None:
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

@@ -10,9 +10,10 @@ from torch import nn
 from pytest_memleak.fixes._moe_outcome import Outcome
 from pytest_memleak.fixes._moe_packing import Packed
 from pytest_memleak.fixes._moe_reload import Stored
-from pytest_memleak.fixes._moe_settings import Settings, chosen, settings_of
+from pytest_memleak.fixes._moe_settings import Settings, chosen, is_four_bit, settings_of
 from pytest_memleak.upstream.experts import ExpertParameter, expert_parameters
 
+_NEW = "the checkpoint lacks them or has another shape, so that their values are new (quantize_experts takes them)"
 _OFF_THE_CARD = ("cpu", "disk", "meta")
 
 
@@ -25,7 +26,7 @@ class Load:
         self.packed: dict[str, Packed] = {}
         self.stored = Stored({})
         quantizer: Any = getattr(config, "hf_quantizer", None)
-        self.concerned = model is not None and _is_four_bit(quantizer)
+        self.concerned = model is not None and is_four_bit(quantizer)
         if model is None or not self.concerned:
             return
         if quantizer.pre_quantized:
@@ -41,14 +42,16 @@ class Load:
         self.experts = {one.name: one for one in to_quantize(model, self.settings, config.device_map, self.outcome)}
 
     @property
-    def at_last(self) -> bool:
-        """All of its expert tensors are there but one."""
-        return len(self.packed) + 1 == len(self.experts)
+    def room(self) -> int:
+        """How many values may be on the card before they are packed, so that with what they are packed into it is two
+        experts' at most."""
+        return max(one.parameter[0].numel() for one in self.experts.values()) * 3 // 2
 
     def take(self, name: str, done: Packed) -> None:
         self.packed[name] = done
         # Upstream initializes what has no such mark.
-        setattr(self.experts[name].parameter, "_is_hf_initialized", True)  # noqa: B010 - no attribute that torch's types know
+        parameter: Any = self.experts[name].parameter
+        parameter._is_hf_initialized = True
 
     def put(self, model: nn.Module) -> None:
         """In place of the parameters; the outcome is complete then."""
@@ -56,9 +59,11 @@ class Load:
             if (done := self.packed.get(name)) is not None:
                 self.outcome.add(name, one.parameter.shape, done)
                 done.put(one.module, one.leaf)
-        self.packed.clear()
         if self.outcome.settings is None:
             self.outcome.leave(expert_parameters(model), "the checkpoint, which was quantized before, has them so")
+        else:
+            absent = [one for name, one in self.experts.items() if name not in self.packed]
+            self.outcome.leave(absent, _NEW)
 
 
 class Loads(threading.local):
@@ -88,7 +93,3 @@ def _is_offloaded(name: str, device_map: dict[str, Any]) -> bool:
 
 def _kind(device: Any) -> str:
     return "card" if isinstance(device, int) else str(device).partition(":")[0]
-
-
-def _is_four_bit(quantizer: Any) -> bool:
-    return type(quantizer).__name__ == "Bnb4BitHfQuantizer"

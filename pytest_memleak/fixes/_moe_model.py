@@ -10,7 +10,7 @@ from pytest_memleak.errors import BadInput
 from pytest_memleak.fixes._moe_outcome import Outcome
 from pytest_memleak.fixes._moe_packing import packed
 from pytest_memleak.fixes._moe_reload import keep_together
-from pytest_memleak.fixes._moe_settings import Settings, chosen, require_bitsandbytes, settings_of
+from pytest_memleak.fixes._moe_settings import Settings, chosen, is_four_bit, require_bitsandbytes, settings_of
 from pytest_memleak.upstream.experts import ExpertParameter, expert_parameters
 
 
@@ -19,6 +19,7 @@ def quantize_experts(model: Any, config: Any = None) -> Outcome:
     settings = _settings(model, config)
     outcome = Outcome(type(model).__name__)
     outcome.settings = settings
+    outcome.without_config = not is_four_bit(getattr(model, "hf_quantizer", None))
     experts = chosen(model, settings)
     for one in experts:
         _require_here(one)
@@ -39,7 +40,6 @@ def _quantize(one: ExpertParameter, settings: Settings, outcome: Outcome) -> Non
     stack = one.parameter.detach()
     done = packed(iter(stack.unbind()), stack.shape, settings)
     outcome.add(one.name, stack.shape, done)
-    del stack
     done.put(one.module, one.leaf)
 
 
@@ -52,7 +52,7 @@ def _settings(model: Any, config: Any) -> Settings:
             )
         return settings_of(config)
     quantizer: Any = getattr(model, "hf_quantizer", None)
-    if type(quantizer).__name__ != "Bnb4BitHfQuantizer":
+    if not is_four_bit(quantizer):
         how = f"by {type(quantizer).__name__}" if quantizer is not None else "without quantization"
         raise BadInput(
             f"this {type(model).__name__} was loaded {how}, and says nothing of 4 bits: give a "

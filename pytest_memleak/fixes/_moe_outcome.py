@@ -27,6 +27,8 @@ class Outcome:
         """Those of them that were put together at full precision first: nobody knew how to do it by expert."""
         self.left: dict[str, tuple[str, ...]] = {}
         """Those that stay as they are, by the reason."""
+        self.without_config = False
+        """Whether the model's own config says nothing of 4 bits, so that no load can know of them."""
         self.before = 0
         """Bytes of what was quantized, at the precision that it came in, and `after` it."""
         self.after = 0
@@ -70,6 +72,8 @@ class Outcome:
         if self.settings is not None and self._dtype is not None and self.settings.compute_dtype != self._dtype:
             # Their code multiplies by the hidden state as it comes. Another type would be an error there.
             yield f"they compute in {_named(self._dtype)} and not in {_named(self.settings.compute_dtype)}"
+        if self.without_config and self.names:
+            yield "the model was not loaded in 4 bits: what is saved of it now cannot be loaded again"
         for why, names in self.left.items():
             yield f"{len(names)} stay as they are, because {why}: {names[0]}{', …' if len(names) > 1 else ''}"
 

@@ -7,18 +7,21 @@ quantized each by itself, and what nested quantization makes of the blocks' maxi
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_memleak.fixes._moe_settings import Settings, require_bitsandbytes
+from pytest_memleak.fixes._moe_settings import Settings
 
 NESTED_BLOCKSIZE = 256
 """bitsandbytes' own, of the maxima."""
 _PER_BYTE = 2
+_MAXIMUM = torch.float32.itemsize
+_ALIGNED = 512
+"""Bytes: as torch places memory of its own. A sum may depend on where its values begin."""
 
 
 @functools.cache
@@ -30,68 +33,85 @@ def table(quant_type: str) -> torch.Tensor:
     return made
 
 
+def _four_bit_operation() -> Callable[[torch.Tensor, int, str, torch.dtype], tuple[torch.Tensor, torch.Tensor]]:
+    """What `quantize_4bit` calls, too. Around it that one makes a table of the 16 values on the card each time, and
+    waits for it: of thousands of experts that is most of a load's time.
+    """
+    import_module("bitsandbytes")
+    operation: Any = torch.ops.bitsandbytes.quantize_4bit.default
+    found: Callable[[torch.Tensor, int, str, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = operation
+    return found
+
+
 class Packing:
     """A tensor of that shape, as far as its pieces have come."""
 
-    def __init__(
-        self, shape: torch.Size, dtype: torch.dtype, device: torch.device, settings: Settings, *, is_last: bool = False
-    ) -> None:
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, settings: Settings) -> None:
         self.shape = shape
         self.dtype = dtype
         self.settings = settings
-        self._device = device
         self._done = 0
-        # To nest the maxima all of them have to be there. As long as other tensors of experts are still to come, that
-        # takes less than those will. The last one makes room itself: it comes to the card when the maxima are gone.
-        place = torch.device("cpu") if is_last else device
-        self._packed = torch.empty(shape.numel() // _PER_BYTE, dtype=torch.uint8, device=place)
-        # Maxima take a 32nd of the tensor, which is several experts where a layer has hundreds of them. They wait on
-        # the host until there is no piece on the card any more.
-        self._maxima = torch.empty(shape.numel() // settings.blocksize, dtype=torch.float32)
+        self._quantize = _four_bit_operation()
+        blocks, packed = shape.numel() // settings.blocksize, shape.numel() // _PER_BYTE
+        self._packed = torch.empty(packed, dtype=torch.uint8, device=device)
+        self._early = packed
+        place = device
+        if settings.nested:
+            # To nest the maxima all of them have to be there, and they take a 32nd of the tensor: several experts,
+            # where a layer has hundreds. They wait on the host, and at last come to where the last experts will lie,
+            # which wait there meanwhile.
+            self._early = max(0, (packed - _MAXIMUM * blocks) // _ALIGNED * _ALIGNED)
+            place = torch.device("cpu")
+        self._maxima = _waiting(blocks, torch.float32, place, device)
+        self._late = _waiting(packed - self._early, torch.uint8, place, device)
 
-    @torch.no_grad()
     def add(self, piece: torch.Tensor) -> None:
         """What comes next in the order of the tensor's values. It ends where a block ends."""
-        functional = import_module("bitsandbytes.functional")
         count, blocksize = piece.numel(), self.settings.blocksize
         if count % blocksize or self._done + count > self.shape.numel() or piece.dtype != self.dtype:
             raise AssertionError(f"{tuple(piece.shape)} of {piece.dtype} after {self._done} of {tuple(self.shape)}")
-        packed, state = functional.quantize_4bit(
-            piece.reshape(-1),
-            blocksize=blocksize,
-            compress_statistics=False,
-            quant_type=self.settings.quant_type,
-        )
-        end = self._done + count
-        self._packed[self._done // _PER_BYTE : end // _PER_BYTE].copy_(packed.view(-1))
-        self._maxima[self._done // blocksize : end // blocksize].copy_(state.absmax.view(-1))
-        self._done = end
+        packed, maxima = self._quantize(piece.reshape(-1), blocksize, self.settings.quant_type, torch.uint8)
+        begin, self._done = self._done, self._done + count
+        self._keep(packed.view(-1), begin // _PER_BYTE)
+        self._maxima[begin // blocksize : self._done // blocksize].copy_(maxima.view(-1), non_blocking=True)
 
-    @torch.no_grad()
+    def _keep(self, packed: torch.Tensor, begin: int) -> None:
+        here = min(max(0, self._early - begin), len(packed))
+        if here:
+            self._packed[begin : begin + here].copy_(packed[:here])
+        if here < len(packed):
+            at = begin + here - self._early
+            self._late[at : at + len(packed) - here].copy_(packed[here:], non_blocking=True)
+
     def finish(self) -> Packed:
         functional = import_module("bitsandbytes.functional")
         if self._done != self.shape.numel():
             raise AssertionError(f"{self._done} of {self.shape.numel()} values came")
-        device = self._device
-        maxima = self._maxima.to(device)
-        del self._maxima
-        offset = state2 = None
+        maxima, offset, state2 = self._maxima, None, None
         if self.settings.nested:
+            place = self._packed[self._early :]
+            maxima = place[: self._maxima.nbytes].view(torch.float32).copy_(self._maxima, non_blocking=True)
             offset = maxima.mean()
             maxima -= offset
             maxima, state2 = functional.quantize_blockwise(maxima, blocksize=NESTED_BLOCKSIZE)
-        data = self._packed.to(device).view(-1, 1)
+            place.copy_(self._late, non_blocking=True)
         state = functional.QuantState(
             absmax=maxima,
             shape=self.shape,
             dtype=self.dtype,
             blocksize=self.settings.blocksize,
-            code=table(self.settings.quant_type).to(device, copy=True),
+            code=table(self.settings.quant_type).to(self._packed.device, copy=True),
             quant_type=self.settings.quant_type,
             offset=offset,
             state2=state2,
         )
-        return Packed(data, state)
+        return Packed(self._packed.view(-1, 1), state)
+
+
+def _waiting(count: int, dtype: torch.dtype, place: torch.device, card: torch.device) -> torch.Tensor:
+    """Memory of the host is pinned for a card, or each piece would have to wait until what it leaves has arrived."""
+    pinned = place.type == "cpu" and card.type == "cuda"
+    return torch.empty(count, dtype=dtype, device=place, pin_memory=pinned)
 
 
 class Packed:
@@ -112,7 +132,7 @@ class Packed:
         """In place of the module's parameter, with all that bitsandbytes gives such a one: it does so to a small one
         first, since what exactly differs between releases.
         """
-        parametrize = require_bitsandbytes()
+        parametrize = import_module("bitsandbytes.nn.parametrize")
         small = torch.zeros(self.state.blocksize, dtype=self.state.dtype, device=self.data.device)
         module.register_parameter(leaf, nn.Parameter(small, requires_grad=False))
         parametrize.replace_parameter_4bit(
@@ -123,14 +143,13 @@ class Packed:
         parametrized[0].quant_state = self.state
 
 
-def packed(pieces: Iterable[torch.Tensor], shape: torch.Size, settings: Settings, *, is_last: bool = False) -> Packed:
-    """Of pieces that come one after the other, none of which is needed once the next is asked for. `is_last`: of the
-    tensors of a load, whatever else may come to the card after them.
-    """
+@torch.no_grad()
+def packed(pieces: Iterable[torch.Tensor], shape: torch.Size, settings: Settings) -> Packed:
+    """Of pieces that come one after the other, none of which is needed once the next is asked for."""
     packing: Packing | None = None
     for piece in pieces:
         if packing is None:
-            packing = Packing(shape, piece.dtype, piece.device, settings, is_last=is_last)
+            packing = Packing(shape, piece.dtype, piece.device, settings)
         packing.add(piece)
         del piece  # or it would be there while the next one is made
     if packing is None:

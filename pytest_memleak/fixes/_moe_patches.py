@@ -10,24 +10,24 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from pytest_memleak.fixes import _moe_reload, _moe_sources
+from pytest_memleak.fixes._loader import loader_and_its_caller
 from pytest_memleak.fixes._moe_load import Load, Loads
 from pytest_memleak.fixes._moe_packing import packed, table
 from pytest_memleak.fixes._moe_settings import TYPES, require_bitsandbytes
 from pytest_memleak.fixes._moe_sizing import sizing
 from pytest_memleak.upstream.experts import expert_parameters
-from pytest_memleak.upstream.patches import Patch, Unrecognised
+from pytest_memleak.upstream.patches import Patch
 
 
 def patches() -> Iterator[Patch]:
     require_bitsandbytes()
     for quant_type in TYPES:
         table(quant_type)
-    loader, modeling = _modules()
+    loader, modeling = loader_and_its_caller("moe_experts")
     loads, pending = Loads(), WeakKeyDictionary[Any, Load]()
     yield _following(modeling, loads, pending)
     yield Patch(loader, "spawn_materialize", functools.partial(_reading, loads), parameters=["thread_pool", "tensor"])
@@ -37,18 +37,6 @@ def patches() -> Iterator[Patch]:
     initializes = functools.partial(_putting, pending)
     yield Patch(modeling.PreTrainedModel, "_initialize_missing_keys", initializes, parameters=["self", "is_quantized"])
     yield from sizing()
-
-
-def _modules() -> tuple[Any, Any]:
-    try:
-        loader = import_module("transformers.core_model_loading")
-    except ModuleNotFoundError as error:
-        raise Unrecognised(f"moe_experts is about the loader of transformers 5, which is not there: {error}") from None
-    modeling = import_module("transformers.modeling_utils")
-    known = inspect.signature(modeling.LoadStateDictConfig).parameters
-    if missing := {"hf_quantizer", "device_map"}.difference(known):
-        raise Unrecognised(f"LoadStateDictConfig of this release has no {', '.join(sorted(missing))}")
-    return loader, modeling
 
 
 def _following(modeling: Any, loads: Loads, pending: WeakKeyDictionary[Any, Load]) -> Patch:
@@ -85,16 +73,21 @@ def _following(modeling: Any, loads: Loads, pending: WeakKeyDictionary[Any, Load
 def _reading(loads: Loads, found: Callable[..., Any]) -> Callable[..., Any]:
     """A load that quantizes experts gets readers, which can read one of them, too."""
 
-    signature = inspect.signature(found)
+    takes = list(inspect.signature(found).parameters)
 
     @functools.wraps(found)
     def spawn_materialize(thread_pool: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         load = loads.innermost
-        if not load.experts or (load.stored.names and not load.stored.has(tensor)):
+        if not load.experts:
             return found(thread_pool, tensor, *args, **kwargs)
-        device = signature.bind(thread_pool, tensor, *args, **kwargs).arguments.get("device")
+        # Called for each tensor of the checkpoint: Signature.bind would take longer than the reading of a small one.
+        given = {**dict(zip(takes[2:], args, strict=False)), **kwargs}
+
+        def spawn(one: Any, **where: Any) -> Any:
+            return found(None, one, **(given | where))
+
         # Without the pool of threads that releases before 5.4 have for such loads, too: see four_bit_load.
-        return _moe_sources.Reader(tensor, device, lambda one: found(None, one, *args, **kwargs))
+        return _moe_sources.Reader(tensor, given.get("device"), spawn)
 
     return spawn_materialize
 
@@ -112,7 +105,6 @@ def _converting(loads: Loads, found: Callable[..., Any]) -> Callable[..., Any]:
         # Until 5.2 a conversion gave back what went wrong as well.
         errors = (given["conversion_errors"],) if "conversion_errors" in signature.parameters else ()
         if name in load.experts and _packs(load, mapping, name, given["config"]):
-            mapping.collected_tensors.clear()
             return ({}, *errors) if errors else {}
         result = found(*args, **kwargs)
         made = result[0] if errors else result
@@ -138,8 +130,8 @@ def _packs(load: Load, mapping: Any, name: str, config: Any) -> bool:
         done = load.stored.read(mapping, name)
     else:
         shape, blocksize = one.parameter.shape, load.settings.blocksize
-        pieces = _moe_sources.pieces(mapping, name, shape, config, blocksize)
-        done = packed(pieces, shape, load.settings, is_last=load.at_last) if pieces is not None else None
+        pieces = _moe_sources.pieces(mapping, name, shape, config, blocksize, load.room)
+        done = packed(pieces, shape, load.settings) if pieces is not None else None
     if done is not None:
         load.take(name, done)
     return done is not None

@@ -56,6 +56,8 @@ def patches_of(layers: Any) -> Iterator[Patch]:
     yield Patch(wrapper, "_activate_lora", _read_anew, parameters=["self", "active_adapters"])
     yield Patch(wrapper, "_remove_parametrizations", _remove_the_last, parameters=["self"])
     yield Patch(wrapper, "merge", _refuse_to_merge, parameters=["self"])
+    refuse_first = functools.partial(_refuse_before_merging, wrapper)
+    yield Patch(tuner, "_check_merge_allowed", refuse_first, parameters=["self"])
 
 
 def quantized_in(module: Any) -> dict[str, Any]:
@@ -177,11 +179,30 @@ def _remove_the_last(found: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_to_merge(found: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(found)
     def merge(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.parameter_name in quantized_in(self.get_base_layer()):
-            raise BadInput(
-                f"an adapter cannot be merged into {self.parameter_name}, which is quantized: save it, and merge it "
-                "into the model as it is without quantization"
-            )
+        _require_mergeable(self)
         return found(self, *args, **kwargs)
 
     return merge
+
+
+def _refuse_before_merging(wrapper: type, found: Callable[..., Any]) -> Callable[..., Any]:
+    """A model is merged layer by layer. Refused at the first experts, what came before them would be merged, and gone
+    from the adapter that is to be saved.
+    """
+
+    @functools.wraps(found)
+    def check(self: Any) -> Any:
+        for module in self.model.modules():
+            if isinstance(module, wrapper):
+                _require_mergeable(module)
+        return found(self)
+
+    return check
+
+
+def _require_mergeable(wrapped: Any) -> None:
+    if wrapped.parameter_name in quantized_in(wrapped.get_base_layer()):
+        raise BadInput(
+            f"an adapter cannot be merged into {wrapped.parameter_name}, which is quantized: save it, and merge it "
+            "into the model as it is without quantization"
+        )

@@ -38,11 +38,6 @@ class Stored:
             self.names[name] = {
                 other.removeprefix(f"{name}."): one for other, one in state_dict.items() if other.startswith(f"{name}.")
             }
-        beside = [one for group in self.names.values() for one in group.values()]
-        self._known = {id(one) for one in [*beside, *(state_dict[name] for name in self.names)]}
-
-    def has(self, tensor: Any) -> bool:
-        return id(tensor) in self._known
 
     def read(self, mapping: Any, name: str) -> Packed | None:
         """What the load collected for a tensor of the model, if it is one of those."""
@@ -70,7 +65,7 @@ class Stored:
 
 
 def packed_in(files: Iterable[str], model: nn.Module) -> frozenset[str]:
-    """The experts of a model that these files have in 4 bits, by headers and what undoes them.
+    """The experts of a model that these files have in 4 bits, by their headers.
 
     Names in a file may differ from the model's in what stands before a layer's number and behind it: they are told by
     the numbers and by how they end.
@@ -80,10 +75,8 @@ def packed_in(files: Iterable[str], model: nn.Module) -> frozenset[str]:
         if not file.endswith(".safetensors"):
             continue
         with import_module("safetensors").safe_open(file, framework="pt") as checkpoint:
-            for key in list(checkpoint.keys()):
-                match = _UNDOES.fullmatch(key)
-                if match is not None and len(_shape(checkpoint.get_slice(key))) == 3:
-                    ends.add(_numbers_and_end(match["name"]))
+            found = filter(None, map(_UNDOES.fullmatch, checkpoint.keys()))
+            ends.update(_numbers_and_end(match["name"]) for match in found)
     return frozenset(one.name for one in expert_parameters(model) if _numbers_and_end(one.name) in ends)
 
 
@@ -94,18 +87,24 @@ def _numbers_and_end(name: str) -> tuple[str, ...]:
 
 def _shape(undoes: Any) -> list[int]:
     """Of the tensor that it undoes, as bitsandbytes wrote it down: JSON in bytes."""
-    text = bytes(undoes[...].tolist()).decode()
-    shape: list[int] = json.loads(text)["shape"]
+    try:
+        shape: list[int] = json.loads(bytes(undoes[...].tolist()).decode())["shape"]
+    except ValueError:
+        # Upstream cuts it in two where it takes a quantized layer apart to save it (MiniMax M3's shared experts), and
+        # loads what is left. It is no expert tensor's: these are kept together.
+        return []
     return shape
 
 
-def keep_together(model: Any, names: Collection[str]) -> None:
+def keep_together(model: nn.Module, names: Collection[str]) -> None:
     """Saving undoes what loading did to names and tensors. What is packed cannot be taken apart, and what stands beside
     it is not: some releases cannot read a layer's experts if they are partly one tensor and partly many.
     """
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions:
-        model._weight_conversions = [one for one in conversions if not _takes_apart(one, names)]
+    as_loaded = [name.replace(".base_layer", "") for name in names]  # within PEFT's wrappers they are called otherwise
+    for module in model.modules():  # and it is a part of PEFT's model that was loaded
+        if conversions := vars(module).get("_weight_conversions"):
+            left = [one for one in conversions if not _takes_apart(one, as_loaded)]
+            vars(module)["_weight_conversions"] = left
 
 
 def _takes_apart(conversion: Any, names: Collection[str]) -> bool:

@@ -34,6 +34,11 @@ class Settings:
         return f"{self.quant_type}, blocks of {self.blocksize}{', nested' if self.nested else ''}"
 
 
+def is_four_bit(quantizer: Any) -> bool:
+    """Of a load, or of a model that was loaded."""
+    return type(quantizer).__name__ == "Bnb4BitHfQuantizer"
+
+
 def settings_of(config: Any, skipped: Iterable[str] | None = None) -> Settings:
     """What a `BitsAndBytesConfig` asks for; `skipped`: what a load made of its list, which adds to it."""
     quant_type = str(getattr(config, "bnb_4bit_quant_type", None))

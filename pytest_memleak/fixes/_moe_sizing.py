@@ -1,5 +1,5 @@
-"""What experts are going to take, for upstream to know: device_map="auto" goes by it, and the allocator's warm-up,
-which otherwise asks a card for all of them at full precision before the first one is loaded.
+"""What experts are going to be, for upstream to know before the first one is loaded: device_map="auto" goes by what
+they take, and the allocator's warm-up, which otherwise asks a card for all of them at full precision.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def sizing() -> Iterator[Patch]:
     telling = functools.partial(_telling, models)
     yield Patch(quantizer, "preprocess_model", functools.partial(_looking, models), parameters=["model", "kwargs"])
     yield Patch(quantizer, "param_element_size", telling, parameters=["model", "param_name"])
+    keeping = functools.partial(_keeping, models)
+    yield Patch(quantizer, "_convert_model_for_quantization", keeping, parameters=["model"])
 
 
 class _Model:
@@ -49,6 +51,9 @@ class _Model:
         settings = settings_of(self._quantizer.quantization_config, self._quantizer.modules_to_not_convert)
         return frozenset(one.name for one in chosen(model, settings))
 
+    def has_packed(self, model: nn.Module) -> bool:
+        return bool(self._quantizer.pre_quantized and self._found(model))
+
 
 _Models = WeakKeyDictionary[nn.Module, _Model]
 
@@ -64,6 +69,19 @@ def _looking(models: _Models, found: Callable[..., Any]) -> Callable[..., Any]:
         return found(*args, **kwargs)
 
     return preprocess_model
+
+
+def _keeping(models: _Models, found: Callable[..., Any]) -> Callable[..., Any]:
+    """For a checkpoint in 4 bits upstream gives some models (Llama 4) other experts, a linear layer for each matrix.
+    These have no place for what is packed.
+    """
+
+    @functools.wraps(found)
+    def convert(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        known = models.get(model)
+        return None if known is not None and known.has_packed(model) else found(self, model, *args, **kwargs)
+
+    return convert
 
 
 def _telling(models: _Models, found: Callable[..., Any]) -> Callable[..., Any]:

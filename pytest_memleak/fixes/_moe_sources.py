@@ -28,7 +28,9 @@ _PER_EXPERT = {
 class Reader:
     """A tensor of the checkpoint that is read when it is called; or a part of it, where it holds several experts."""
 
-    def __init__(self, tensor: Any, device: Any, spawn: Callable[[Any], Any]) -> None:
+    __slots__ = ("_spawn", "_tensor", "device", "shape")
+
+    def __init__(self, tensor: Any, device: Any, spawn: Callable[..., Any]) -> None:
         self.device = device
         self._tensor = tensor
         self._spawn = spawn
@@ -39,12 +41,16 @@ class Reader:
         """As the loader would: on its device, in its type."""
         return self._read(self._tensor)
 
+    def on_host(self) -> torch.Tensor:
+        """In its type, and not on its device yet."""
+        return self._read(self._tensor, device="cpu")
+
     def expert(self, number: int) -> torch.Tensor:
         """A stack of one."""
         return self._read(_Part(self._tensor, number))
 
-    def _read(self, tensor: Any) -> torch.Tensor:
-        job = self._spawn(tensor)
+    def _read(self, tensor: Any, **where: Any) -> torch.Tensor:
+        job = self._spawn(tensor, **where)
         read: torch.Tensor = job.result() if isinstance(job, Future) else job()
         return read
 
@@ -61,8 +67,10 @@ class _Part:
         return part[what]
 
 
-def pieces(mapping: Any, name: str, shape: torch.Size, config: Any, blocksize: int) -> Pieces | None:
-    """What the mapping makes of its readers, in order; None if it is nothing that can be made expert by expert."""
+def pieces(mapping: Any, name: str, shape: torch.Size, config: Any, blocksize: int, room: int = 0) -> Pieces | None:
+    """What the mapping makes of its readers, in order; None if it is nothing that can be made expert by expert. `room`:
+    how many values may come at once.
+    """
     collected: dict[str, list[Any]] = mapping.collected_tensors
     if not all(isinstance(one, Reader) for readers in collected.values() for one in readers):
         return None
@@ -72,7 +80,7 @@ def pieces(mapping: Any, name: str, shape: torch.Size, config: Any, blocksize: i
         return None
     operations = list(getattr(mapping, "operations", ()))
     if _are_apart(sources, shape) and _only_put_together(operations, len(sources)):
-        return _of_single_experts(sources, shape, blocksize)
+        return _of_single_experts(sources, blocksize, room)
     if not operations and sources[0][0].shape != tuple(shape):
         return None  # the loader tells of it
     if _are_stacks(sources, shape[0]) and all(map(_leaves_experts_apart, operations)):
@@ -95,14 +103,40 @@ def _only_put_together(operations: list[Any], sources: int) -> bool:
     return len(names) == len(operations) and (names == together or (sources == 1 and names == together[:1]))
 
 
-def _of_single_experts(sources: list[list[Reader]], shape: torch.Size, blocksize: int) -> Pieces:
-    whole_blocks = all(math.prod(readers[0].shape) % blocksize == 0 for readers in sources)
-    for number in range(shape[0]):
-        if whole_blocks:
-            for readers in sources:
-                yield readers[number]()
+def _of_single_experts(sources: list[list[Reader]], blocksize: int, room: int) -> Pieces:
+    device = sources[0][0].device
+    if device is None or torch.device(device).type == "cpu":
+        return _whole_blocks(sources, blocksize, Reader.__call__)
+    return _together(_whole_blocks(sources, blocksize, Reader.on_host), torch.device(device), room)
+
+
+def _whole_blocks(sources: list[list[Reader]], blocksize: int, read: Callable[[Reader], torch.Tensor]) -> Pieces:
+    each_by_itself = all(math.prod(readers[0].shape) % blocksize == 0 for readers in sources)
+    for matrices in zip(*sources, strict=True):
+        if each_by_itself:
+            yield from map(read, matrices)
         else:
-            yield torch.cat([readers[number]() for readers in sources])
+            yield torch.cat(list(map(read, matrices)))
+
+
+def _together(parts: Pieces, device: torch.device, room: int) -> Pieces:
+    """Put side by side on the card, in the same memory each time: of thousands of matrices, what is asked of the card
+    for each takes as long as their copies.
+    """
+    place: torch.Tensor | None = None
+    filled = 0
+    for part in parts:
+        if place is None:
+            place = torch.empty(max(room, part.numel()), dtype=part.dtype, device=device)
+        if filled + part.numel() > len(place):
+            yield place[:filled]
+            filled = 0
+        # A pickled checkpoint has strides. Nobody waits until a part has arrived: what the card is asked for next comes
+        # after it, and its own memory has been read by then.
+        place[filled : filled + part.numel()].copy_(part.reshape(-1), non_blocking=True)
+        filled += part.numel()
+    if place is not None and filled:
+        yield place[:filled]
 
 
 def _are_stacks(sources: list[list[Reader]], count: int) -> bool:

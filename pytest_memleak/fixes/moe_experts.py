@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pytest_memleak.fixes._loader import loader_of_5
 from pytest_memleak.fixes.frame import Fix
-from pytest_memleak.upstream.patches import Patch, Unrecognised
+from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
     from pytest_memleak.fixes._moe_outcome import Outcome
@@ -46,10 +46,7 @@ def _by_expert() -> Iterator[AbstractContextManager[object]]:
 
 def _at_full_precision() -> list[Patch]:
     """The bug, which each release that has such a loader has by itself."""
-    try:
-        import_module("transformers.core_model_loading")
-    except ModuleNotFoundError as error:
-        raise Unrecognised(f"moe_experts is about the loader of transformers 5, which is not there: {error}") from None
+    loader_of_5("moe_experts")
     return []
 
 

@@ -13,6 +13,7 @@ from transformers import (
     BitsAndBytesConfig,
     GptOssConfig,
     JetMoeConfig,
+    Llama4TextConfig,
     MixtralConfig,
     Qwen3MoeConfig,
     core_model_loading,
@@ -50,6 +51,11 @@ def gpt_oss(**others: Any) -> Any:
 
 def jetmoe(**others: Any) -> Any:
     return JetMoeConfig(**_ALIKE | {"kv_channels": 16, "pad_token_id": 0} | others)
+
+
+def llama4(**others: Any) -> Any:
+    own = {"intermediate_size_mlp": WIDTH, "head_dim": 16, "pad_token_id": 0}
+    return Llama4TextConfig(**_ALIKE | own | others)
 
 
 CONFIGS: dict[str, Callable[..., Any]] = {

@@ -17,10 +17,11 @@ pytest.importorskip("transformers.core_model_loading")
 from transformers import BitsAndBytesConfig
 
 from pytest_memleak.budget.weights import held_bytes
-from pytest_memleak.fixes.moe_experts import FIX
+from pytest_memleak.fixes._moe_outcome import Outcome
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts
 from pytest_memleak.prediction import predict
 from pytest_memleak.upstream.checkpoints import make_checkpoint
-from tests.fixes.moe_models import gpt_oss, load, mixtral, qwen3_moe, states
+from tests.fixes.moe_models import four_bits, gpt_oss, load, mixtral, qwen3_moe, states
 
 HIDDEN, WIDTH = 256, 128
 EXPERT = 2 * WIDTH * HIDDEN * 2
@@ -51,3 +52,22 @@ def test_over_what_stays(tmp_path: Path, config: Callable[..., Any], experts: in
     assert found.doubt is None
     assert packed == 4
     assert 0 <= found.allocated_peak - final <= 2 * EXPERT
+
+
+def test_after_a_load_one_tensor_is_there_twice(tmp_path: Path) -> None:
+    make_checkpoint(gpt_oss(hidden_size=HIDDEN, num_local_experts=64, intermediate_size=WIDTH), tmp_path)
+    before = 0
+    outcome = Outcome("")
+
+    def program(card: Any) -> Any:
+        nonlocal before, outcome
+        model = load(tmp_path, four_bits(), device_map={"": card.device})
+        before = held_bytes(model)
+        outcome = quantize_experts(model)
+        return model
+
+    found = predict(program, "h200")
+    assert found.doubt is None
+    assert len(outcome.names) == 4
+    # Of the larger one: two thirds of one of two layers.
+    assert 0 < found.allocated_peak - before <= outcome.after / 3 + 2 * EXPERT

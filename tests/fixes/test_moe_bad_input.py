@@ -13,16 +13,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes.nn.parametrize")
 core_model_loading = pytest.importorskip("transformers.core_model_loading")
 
-from transformers import BitsAndBytesConfig, Qwen3MoeForCausalLM  # noqa: E402
+from transformers import BitsAndBytesConfig, Qwen3MoeForCausalLM
 
-from pytest_memleak.errors import BadInput  # noqa: E402
-from pytest_memleak.fixes._moe_load import to_quantize  # noqa: E402
-from pytest_memleak.fixes._moe_outcome import Outcome  # noqa: E402
-from pytest_memleak.fixes._moe_settings import settings_of  # noqa: E402
-from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
-from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
-from tests.fixes.moe_models import (  # noqa: E402
+from pytest_memleak.errors import BadInput
+from pytest_memleak.fixes._moe_load import to_quantize
+from pytest_memleak.fixes._moe_outcome import Outcome
+from pytest_memleak.fixes._moe_settings import settings_of
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts
+from pytest_memleak.upstream.experts import expert_parameters
+from tests.fixes.moe_models import (
     EXPERTS,
+    WIDTH,
     differences,
     four_bits,
     load,
@@ -90,6 +91,13 @@ def test_an_unknown_type(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"bnb_4bit_quant_type='int3': bitsandbytes has nf4 and fp4 in 4 bits"):
         with FIX.fixed():
             load(folder, four_bits(bnb_4bit_quant_type="int3"))
+
+
+def test_what_a_load_adds_to_the_list_of_what_stays() -> None:
+    """Modules that a model keeps in fp32, say."""
+    asked = four_bits(llm_int8_skip_modules=["lm_head"])
+    assert settings_of(asked, ["lm_head", "router"]).skipped == ("lm_head", "router")
+    assert settings_of(asked).skipped == ("lm_head",)
 
 
 def test_an_unknown_type_after_the_load(folder: Path) -> None:
@@ -206,8 +214,29 @@ def test_quantizing_twice_is_doing_nothing(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not tells_of_another_shape(), reason="this release takes what comes")
-def test_a_checkpoint_of_other_experts_is_told_of_by_the_loader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"num_local_experts": EXPERTS + 1}, {"intermediate_size": 2 * WIDTH}])
+def test_a_checkpoint_of_other_experts_is_told_of_by_the_loader(tmp_path: Path, other: dict[str, int]) -> None:
     saved(tmp_path, mixtral())
-    mixtral(num_local_experts=EXPERTS + 1).save_pretrained(tmp_path)
+    mixtral(**other).save_pretrained(tmp_path)
     with FIX.fixed(), pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         load(tmp_path, four_bits())
+
+
+def test_experts_that_the_checkpoint_lacks_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Upstream makes new ones, at full precision."""
+    saved(tmp_path, qwen3_moe(num_hidden_layers=1))
+    qwen3_moe().save_pretrained(tmp_path)
+    with FIX.fixed():
+        model = load(tmp_path, four_bits())
+    assert len(states(model)) == 2
+    told = "2 stay as they are, because the checkpoint lacks them or has another shape, so that their values are new"
+    assert told in caplog.text
+    assert len(quantize_experts(model).names) == 2
+
+
+def test_what_no_load_would_know_of_is_told(folder: Path) -> None:
+    """Whether experts are in 4 bits stands in a model's config, if it was loaded so, and nowhere else."""
+    told = "the model was not loaded in 4 bits: what is saved of it now cannot be loaded again"
+    assert told in str(quantize_experts(load(folder), four_bits()))
+    model = load(folder, four_bits())
+    assert told not in str(quantize_experts(model, four_bits()))

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 parametrize = pytest.importorskip("bitsandbytes.nn.parametrize")
 core_model_loading = pytest.importorskip("transformers.core_model_loading")
 
-from transformers import BitsAndBytesConfig, LlamaConfig, modeling_utils  # noqa: E402
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer  # noqa: E402
+from transformers import BitsAndBytesConfig, LlamaConfig, modeling_utils
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
-from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
-from tests.fixes.moe_models import CONFIGS, differences, four_bits, load, qwen3_moe, saved, states  # noqa: E402
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts
+from pytest_memleak.upstream.experts import expert_parameters
+from tests.fixes.moe_models import CONFIGS, differences, four_bits, load, qwen3_moe, saved, states
 
 Log = pytest.LogCaptureFixture
 
@@ -33,6 +33,7 @@ def puts_back_what_it_found() -> Iterator[None]:
         (modeling_utils.PreTrainedModel, "_initialize_missing_keys"),
         (Bnb4BitHfQuantizer, "preprocess_model"),
         (Bnb4BitHfQuantizer, "param_element_size"),
+        (Bnb4BitHfQuantizer, "_convert_model_for_quantization"),
     ]
     before = [getattr(owner, name) for owner, name in places]
     yield
@@ -48,6 +49,16 @@ def by_bitsandbytes(model: Any, quant_type: str = "nf4", nested: bool = False) -
     """Each expert tensor as a whole."""
     for one in expert_parameters(model):
         parametrize.replace_parameter_4bit(one.module, one.leaf, compress_statistics=nested, quant_type=quant_type)
+    return model
+
+
+def quantized(folder: Path, asked: BitsAndBytesConfig, *, after: bool) -> Any:
+    """By the fix while it is loaded, or by the function after it."""
+    if not after:
+        with FIX.fixed():
+            return load(folder, asked)
+    model = load(folder, asked)
+    quantize_experts(model)
     return model
 
 
@@ -77,12 +88,7 @@ def test_bit_by_bit_what_bitsandbytes_makes_of_whole_tensors(
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 def test_it_does_what_the_config_says(folder: Path, quant_type: str, nested: bool, after: bool) -> None:
     asked = four_bits(bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=nested)
-    if after:
-        model = load(folder, asked)
-        quantize_experts(model)
-    else:
-        with FIX.fixed():
-            model = load(folder, asked)
+    model = quantized(folder, asked, after=after)
     assert {state.quant_type for state in states(model).values()} == {quant_type}
     assert {state.nested for state in states(model).values()} == {nested}
     assert differences(model, by_bitsandbytes(load(folder, asked), quant_type, nested)) == []
@@ -92,12 +98,7 @@ def test_it_does_what_the_config_says(folder: Path, quant_type: str, nested: boo
 @pytest.mark.parametrize("after", [False, True], ids=["in the load", "after it"])
 def test_what_is_not_to_be_converted_is_not(folder: Path, named: str, after: bool, caplog: Log) -> None:
     asked = four_bits(llm_int8_skip_modules=[named, "lm_head"])
-    if after:
-        model = load(folder, asked)
-        quantize_experts(model)
-    else:
-        with FIX.fixed():
-            model = load(folder, asked)
+    model = quantized(folder, asked, after=after)
     left = {one.name for one in expert_parameters(model)}
     of_all = {one.name for one in expert_parameters(load(folder))}
     expected = {name for name in of_all if named in name}
@@ -132,6 +133,21 @@ def test_no_load_asks_for_the_experts_values(folder: Path, monkeypatch: pytest.M
     assert asked == []
     assert model.model.layers[0].mlp.experts.down_proj.shape == (4, 64, 32)
     assert len(asked) == 1
+
+
+def test_upstream_takes_what_was_packed_for_initialized(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or code from a hub would make new values also of the biases beside it, which were loaded."""
+    marked: list[bool] = []
+    found = modeling_utils.PreTrainedModel.initialize_weights
+
+    def look(self: Any) -> None:
+        marked.extend(getattr(one.parameter, "_is_hf_initialized", False) for one in expert_parameters(self))
+        found(self)
+
+    monkeypatch.setattr(modeling_utils.PreTrainedModel, "initialize_weights", look)
+    with FIX.fixed():
+        load(folder, four_bits())
+    assert marked == [True] * 4
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes.nn.parametrize")
 pytest.importorskip("transformers.core_model_loading")
 
-from pytest_memleak.fixes.moe_experts import FIX  # noqa: E402
-from tests.conftest import Run  # noqa: E402
-from tests.fixes.moe_models import four_bits, load, qwen3_moe, saved, states  # noqa: E402
+from pytest_memleak.fixes.moe_experts import FIX
+from tests.conftest import Run
+from tests.fixes.moe_models import four_bits, load, qwen3_moe, saved, states
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,12 @@ def test_a_load_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.Monk
                 load(folder, four_bits())
         assert states(load(folder)) == {}
         assert len(states(load(folder, four_bits()))) == 4
+
+
+def test_nothing_holds_a_model_that_is_gone(folder: Path) -> None:
+    with FIX.fixed():
+        model = load(folder, four_bits())
+        held = [weakref.ref(module) for module in model.modules()]
+        del model
+        gc.collect()
+        assert not [one for one in held if one() is not None]

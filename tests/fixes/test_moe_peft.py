@@ -161,6 +161,20 @@ def test_gradients_are_those_of_the_same_values_unquantized(reentrant: bool | No
         torch.testing.assert_close(one.grad, plain[name].grad)
 
 
+def test_what_is_not_quantized_beside_what_is() -> None:
+    model = built()
+    for module, name in experts_of(model):
+        if name == "down_proj":
+            quantizing.replace_parameter_4bit(module, name, compress_statistics=True)
+    with patched():
+        adapted = attached(model, **ATTENTION, target_parameters=EXPERTS)
+        step(adapted)
+        assert not untrained(adapted)
+        assert not left_behind(adapted)
+    # Not which one lies in the other: nothing says where a packed parameter stood among those that are not.
+    assert set(parts(adapted)) == set(parts(attached(built(), **ATTENTION, target_parameters=EXPERTS)))
+
+
 @since_0_21
 class TestWithoutOneOfThem:
     def test_ends_of_names_match_nothing(self) -> None:
@@ -198,7 +212,9 @@ def test_another_adapter_and_none() -> None:
         model.add_adapter("other", peft.LoraConfig(r=4, init_lora_weights=False, **targets))
         model.set_adapter("other")
         step(model)
-        assert untrained(model) == {name for name in parts(model) if ".other." not in name}
+        first_of_all = {name for name in parts(model) if ".default." in name}
+        assert {name.replace(".other.", ".default.") for name in set(parts(model)) - first_of_all} == first_of_all
+        assert untrained(model) == first_of_all
         assert not torch.equal(model(TOKENS).logits, first)
         model.set_adapter("default")
         torch.testing.assert_close(model(TOKENS).logits, first)
@@ -225,8 +241,12 @@ def test_what_is_saved_can_be_loaded(tmp_path: Path) -> None:
         expected = model(TOKENS).logits
         loaded = peft.PeftModel.from_pretrained(quantized(), tmp_path).eval()
         torch.testing.assert_close(loaded(TOKENS).logits, expected)
-        with pytest.raises(BadInput, match=r"merged into \w+_proj, which is quantized: save it"):
-            loaded.merge_and_unload()
+        for merge in (loaded.merge_adapter, loaded.merge_and_unload):
+            with pytest.raises(BadInput, match=r"merged into \w+_proj, which is quantized: save it"):
+                merge()
+            # Nor is what could be merged: the adapter can still be saved.
+            assert peft.get_peft_model_state_dict(loaded).keys() == peft.get_peft_model_state_dict(model).keys()
+            torch.testing.assert_close(loaded(TOKENS).logits, expected)
     unquantized = peft.PeftModel.from_pretrained(dequantized(), tmp_path).eval()
     torch.testing.assert_close(unquantized(TOKENS).logits, expected)
     torch.testing.assert_close(unquantized.merge_and_unload()(TOKENS).logits, expected)

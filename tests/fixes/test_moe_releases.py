@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes.nn.parametrize")
 core_model_loading = pytest.importorskip("transformers.core_model_loading")
 
-from torch import nn  # noqa: E402
-from transformers import modeling_utils  # noqa: E402
+from torch import nn
+from transformers import modeling_utils
 
-from pytest_memleak.errors import Unavailable  # noqa: E402
-from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
-from pytest_memleak.upstream.patches import Unrecognised  # noqa: E402
+from pytest_memleak.errors import Unavailable
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts
+from pytest_memleak.upstream.patches import Unrecognised
 
 
 def test_an_old_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_transformers_4_has_no_such_loader(monkeypatch: pytest.MonkeyPatch) -> N
             raise ModuleNotFoundError(f"No module named {name!r}")
         return importlib.import_module(name, package)
 
-    monkeypatch.setattr("pytest_memleak.fixes.moe_experts.import_module", without)
+    monkeypatch.setattr("pytest_memleak.fixes._loader.import_module", without)
     with pytest.raises(Unrecognised, match="about the loader of transformers 5"), FIX.bug():
         pass
 

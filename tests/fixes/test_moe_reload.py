@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes.nn.parametrize")
 pytest.importorskip("transformers.core_model_loading")
 
-from pytest_memleak.errors import BadInput  # noqa: E402
-from pytest_memleak.fixes.moe_experts import FIX, quantize_experts  # noqa: E402
-from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
-from tests.fixes.moe_models import (  # noqa: E402
+from safetensors.torch import save_file
+
+from pytest_memleak.errors import BadInput
+from pytest_memleak.fixes._moe_reload import Stored, keep_together, packed_in
+from pytest_memleak.fixes.moe_experts import FIX, quantize_experts
+from pytest_memleak.upstream.experts import expert_parameters
+from tests.fixes.moe_models import (
     CONFIGS,
     differences,
     four_bits,
+    llama4,
     load,
     qwen3_moe,
     saved,
@@ -54,6 +59,34 @@ def test_what_was_quantized_after_the_load(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "packed")
     with FIX.fixed():
         again = load(tmp_path / "packed")
+    assert differences(model, again) == []
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], []], ids=["attention", "experts"])
+def test_what_was_quantized_with_an_adapter_on_it(tmp_path: Path, targets: list[str]) -> None:
+    """PEFT's model is not the one that was loaded, and the experts have other names in it."""
+    peft = pytest.importorskip("peft", "0.17")
+    saved(tmp_path / "plain", qwen3_moe())
+    of_experts = None if targets else ["experts.down_proj"]
+    with FIX.fixed():
+        model = load(tmp_path / "plain", four_bits(llm_int8_skip_modules=["experts", "lm_head"]))
+        attached = peft.get_peft_model(
+            model, peft.LoraConfig(r=2, target_modules=targets, target_parameters=of_experts)
+        )
+        assert len(quantize_experts(attached, four_bits()).names) == 4
+        model = attached.unload()
+        model.save_pretrained(tmp_path / "packed")
+        assert differences(model, load(tmp_path / "packed")) == []
+
+
+def test_a_model_that_upstream_gives_other_experts_for_a_quantized_checkpoint(tmp_path: Path) -> None:
+    """A linear layer for each matrix, in which what is packed has no place."""
+    saved(tmp_path / "plain", llama4())
+    with FIX.fixed():
+        model = load(tmp_path / "plain", four_bits(bnb_4bit_use_double_quant=True))
+        model.save_pretrained(tmp_path / "packed")
+        again = load(tmp_path / "packed")
+    assert len(states(again)) == 4
     assert differences(model, again) == []
 
 
@@ -122,6 +155,38 @@ def test_layers_of_a_dense_model_are_none_of_it(tmp_path: Path) -> None:
         model = load(tmp_path / "plain", four_bits(bnb_4bit_use_double_quant=True))
         model.save_pretrained(tmp_path / "bits")
         assert differences(model, load(tmp_path / "bits")) == []
+
+
+def test_what_undoes_a_layer_may_be_cut_off() -> None:
+    """By upstream, as it saves a layer in two parts. It is none of the experts, and no reason to end a load."""
+    whole = torch.tensor(list(b'{"shape": [4, 8, 8]}'), dtype=torch.uint8)
+    states = {f"{name}.quant_state.bitsandbytes__nf4": one for name, one in (("a", whole), ("b", whole[:9]))}
+    assert set(Stored(states).names) == {"a"}
+
+
+def test_saving_takes_apart_what_is_no_experts() -> None:
+    def conversion(*targets: str) -> Any:
+        return SimpleNamespace(operations=[], target_patterns=list(targets))
+
+    renaming = SimpleNamespace(target_patterns=["experts.gate_up_proj"])
+    attention, experts = conversion("attn.q", "attn.k"), conversion(r"layers.\1.experts.gate_up_proj")
+    model: Any = torch.nn.Module()
+    model._weight_conversions = [renaming, attention, experts]
+    keep_together(model, ["model.layers.0.experts.gate_up_proj"])
+    assert model._weight_conversions == [renaming, attention]
+
+
+def test_which_experts_files_have_packed(tmp_path: Path) -> None:
+    """Of two in one layer that are called alike, the one that is; and what no file of tensors says is not known."""
+    block = torch.nn.ModuleDict({name: torch.nn.Module() for name in ("experts", "shared_experts")})
+    for module in block.values():
+        module.register_parameter("down_proj", torch.nn.Parameter(torch.zeros(2, 4, 8)))
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([block])})
+    state = "language_model.layers.0.shared_experts.down_proj.quant_state.bitsandbytes__nf4"
+    save_file({state: torch.zeros(2, dtype=torch.uint8)}, tmp_path / "model.safetensors")
+    files = [str(tmp_path / name) for name in ("model.safetensors", "pytorch_model.bin")]
+    assert packed_in(files, model) == {"layers.0.shared_experts.down_proj"}
+    assert packed_in(files[1:], model) == set()
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -10,14 +10,19 @@ import pytest
 torch = pytest.importorskip("torch")
 loader = pytest.importorskip("transformers.core_model_loading")
 
-from pytest_memleak.fixes._moe_sources import Reader, pieces  # noqa: E402
+pytest.importorskip("bitsandbytes.nn.parametrize")
+
+from pytest_memleak.fixes._moe_load import Loads
+from pytest_memleak.fixes._moe_patches import _reading
+from pytest_memleak.fixes._moe_sources import Reader, _together, pieces
+from pytest_memleak.upstream.experts import ExpertParameter
 
 EXPERTS, ROWS, COLUMNS = 4, 6, 8
 Read = list[tuple[int, ...]]
 
 
 def reader(tensor: Any, read: Read) -> Reader:
-    def spawn(thing: Any) -> Any:
+    def spawn(thing: Any, device: Any = None) -> Any:
         def job() -> Any:
             found = thing[...].clone()
             read.append(tuple(found.shape))
@@ -130,7 +135,26 @@ def test_pieces_come_one_by_one_as_long_as_they_are_whole_blocks() -> None:
         return [piece.numel() for piece in found]
 
     assert sizes(16) == [48, 16] * EXPERTS
-    assert sizes(32) == [64] * EXPERTS
+    assert sizes(32) == sizes(48) == [64] * EXPERTS
+
+
+@pytest.mark.parametrize("room", [0, 4, 11, 12, 100])
+def test_parts_come_together_as_far_as_there_is_room(room: int) -> None:
+    parts = [torch.arange(start, start + 4.0).view(2, 2) for start in range(0, 20, 4)]
+    sizes, values = [], []
+    for one in _together(iter(parts), torch.device("cpu"), room):
+        sizes.append(len(one))
+        values += one.tolist()
+    assert values == list(range(20))
+    assert max(sizes) <= max(room, 4)
+    assert sizes == {0: [4] * 5, 4: [4] * 5, 11: [8, 8, 4], 12: [12, 8], 100: [20]}[room]
+
+
+def test_parts_that_are_not_contiguous() -> None:
+    """As a checkpoint that was pickled may have them."""
+    part = torch.arange(6.0).view(2, 3).t()
+    (found,) = _together(iter([part]), torch.device("cpu"), 6)
+    assert found.tolist() == part.reshape(-1).tolist()
 
 
 def test_the_order_is_that_of_the_patterns() -> None:
@@ -140,6 +164,31 @@ def test_the_order_is_that_of_the_patterns() -> None:
     found = pieces(made, "experts.w", torch.Size([EXPERTS, 2 * ROWS, COLUMNS]), None, 2)
     assert found is not None
     assert next(found)[0, 0] == 0.0
+
+
+def test_an_expert_that_comes_to_another_size() -> None:
+    collected = {"a": [stacks(EXPERTS, ROWS, COLUMNS)], "b": [stacks(EXPERTS, 3, COLUMNS)]}
+    found = pieces(mapping(collected, [beside()], []), "experts.w", torch.Size([EXPERTS, 8, COLUMNS]), None, 2)
+    assert found is not None
+    with pytest.raises(ValueError, match=r"comes to \(1, 9, 8\), where the model has \(1, 8, 8\)"):
+        next(found)
+
+
+def test_no_pool_reads_ahead() -> None:
+    """Releases before 5.4 give one, whose threads are faster than the quantizing."""
+    given: list[Any] = []
+
+    def spawn_materialize(thread_pool: Any, tensor: Any, device: Any = None, dtype: Any = None) -> Any:
+        given.append(thread_pool)
+        return lambda: tensor[...]
+
+    loads = Loads()
+    stack = torch.nn.Parameter(stacks(2, 2, 2))
+    loads.innermost.experts["w"] = ExpertParameter("", "w", torch.nn.Module(), stack)
+    read = _reading(loads, spawn_materialize)(object(), stacks(2, 2), "cpu")
+    assert given == []
+    assert torch.equal(read(), stacks(2, 2))
+    assert given == [None]
 
 
 class Unheard:

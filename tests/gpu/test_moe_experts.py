@@ -68,3 +68,26 @@ def test_experts_in_four_bits(pytester: pytest.Pytester, records: Records, fixed
     told = {name: one["results"][0] for name, one in records().items()}
     print({name: (one["check"], one["verdict"], one["measured"]) for name, one in told.items()})
     result.assert_outcomes(**{"passed" if fixed else "failed": 2})
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_packed_bit_by_bit_as_by_bitsandbytes(quant_type: str, nested: bool) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    from pytest_memleak.fixes._moe_packing import packed
+    from pytest_memleak.fixes._moe_settings import Settings
+
+    whole = torch.randn(96, 1536, 512, dtype=torch.bfloat16, device="cuda")
+    own, state = quantize_4bit(whole, blocksize=64, compress_statistics=nested, quant_type=quant_type)
+    settings = Settings(quant_type, nested=nested, blocksize=64, compute_dtype=None, skipped=())
+    for size in (1, 3, 7):
+        parts = (whole[start : start + size] for start in range(0, len(whole), size))
+        ours = packed(parts, whole.shape, settings)
+        assert torch.equal(ours.data, own)
+        assert torch.equal(ours.state.absmax, state.absmax)
+        assert torch.equal(ours.state.code, state.code)
+        if nested:
+            assert torch.equal(ours.state.offset, state.offset)
+            assert torch.equal(ours.state.state2.absmax, state.state2.absmax)
+            assert torch.equal(ours.state.state2.code, state.state2.code)
