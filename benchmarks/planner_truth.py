@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib
 import importlib.metadata
 import json
 import os
@@ -213,9 +214,8 @@ def main() -> int:
 def _import_all() -> None:
     """What is there before the first model is no garbage: looking through it again for each plan would take longer
     than the steps do."""
-    import peft  # noqa: F401
-    import transformers  # noqa: F401
-
+    importlib.import_module("peft")
+    importlib.import_module("transformers")
     gc.collect()
     gc.freeze()
 

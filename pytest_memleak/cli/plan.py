@@ -54,7 +54,7 @@ class Planned:
         """The smallest card known by name that has room for the smallest plan."""
         if self.nothing is None:
             return None
-        needed = self.nothing.needed + self.headroom
+        needed = self.nothing.needed
         large = (one for one in PROFILES.values() if one.total - one.context >= needed)
         return min(large, key=lambda one: one.total, default=None)
 

@@ -15,6 +15,11 @@ from pytest_memleak.wording import plural
 NOTHING: dict[str, Any] = {"plan": None, "no_plan": None, "least_plan": None}
 """In the answer where nothing is trained."""
 
+_IDLE = (
+    "run it with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: its peak is of what is allocated, and where things "
+    "come and go torch's allocator may hold more than the margin besides"
+)
+
 
 def data_of(planned: Planned, fits_as_it_is: bool) -> dict[str, Any]:
     """What stands in the answer. `fits_as_it_is`: whether training fits without a plan, by the run itself."""
@@ -27,7 +32,7 @@ def data_of(planned: Planned, fits_as_it_is: bool) -> dict[str, Any]:
             **dataclasses.asdict(nothing.smallest.plan),
             "peak": nothing.smallest.peak,
             "where": nothing.smallest.where,
-            "needed": nothing.needed + planned.headroom,
+            "needed": nothing.needed,
             "margin": ALPHA,
             "headroom": planned.headroom,
             "card": card and {"name": card.name, "total": card.total},
@@ -67,6 +72,8 @@ def rows_of(planned: Planned, fits_as_it_is: bool) -> dict[str, str]:
         rows["its step"] = f"{_seconds(found.seconds)}, a mean of {_listed(planned.kinds)} (predicted)"
         if len(planned.kinds) == 1:
             rows["its step"] = f"{_seconds(found.seconds)} with a {planned.kinds[0]} batch (predicted)"
+        if not planned.is_whole:
+            rows["its memory"] = _IDLE
         rows["next plan"] = _next(found)
         rows["speeds"] = planned.presumed
     if planned.guessed:
@@ -114,7 +121,7 @@ def _nothing_fits(planned: Planned) -> str:
     return (
         f"none fits: the smallest one ({shares(smallest.plan, planned.blocks, planned.chunks)}) has a peak of "
         f"{format_size(smallest.peak)}, {smallest.where}; {_margin(planned)} it takes a card of which "
-        f"{format_size(nothing.needed + planned.headroom)} can be had: {does}"
+        f"{format_size(nothing.needed)} can be had: {does}"
     )
 
 

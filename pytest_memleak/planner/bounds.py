@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_memleak.planner.segments import Point, Segments, Triples, mean, ranges
+from pytest_memleak.planner.paces import mean
+from pytest_memleak.planner.segments import Point, Segments, ranges
 from pytest_memleak.planner.streams import Bools, Floats, Ints, Streams
+from pytest_memleak.planner.triples import Triples
 
 ENDLESS = int(np.iinfo(np.int64).max // 8)
 """Bytes. No level comes near, and no sum with a few of them overflows."""
@@ -102,10 +104,10 @@ class Bounds:
         self._held = [level + place.held(forward, backward, stay, end, gradients) for place in ends.places]
         self._before = level + ends.before
         copies = streams.copies(most)
-        sums = mean([one.sums(copies) for one in segments])
-        around = mean([one.around(copies) for one in segments])
+        sums = mean([one.pace.sums(copies) for one in segments])
+        around = mean([one.pace.around(copies) for one in segments])
         self._a = sums[:, 0] - sums[:, 1]
-        self._a[:, -1] += sum(one.turn_seconds for one in segments) / len(segments)
+        self._a[:, -1] += sum(one.pace.turn_seconds for one in segments) / len(segments)
         self._b = sums[:, 1] - sums[:, 2] + (around + sums[:, 3, -1])[:, None]
         self._d = sums[:, 2] - sums[:, 3]
         """A plan's seconds are these, added up, and more if a block that does not swap runs beside one that does."""

@@ -17,10 +17,12 @@ from pytest_memleak.planner.bounds import ENDLESS, NEVER, Bounds, Ends, Place
 from pytest_memleak.planner.estimate import walk
 from pytest_memleak.planner.layout import Layout
 from pytest_memleak.planner.pace import Links
+from pytest_memleak.planner.paces import mean
 from pytest_memleak.planner.plan import Plan
 from pytest_memleak.planner.profile import Profile
-from pytest_memleak.planner.segments import Segments, Triples, mean
+from pytest_memleak.planner.segments import Segments
 from pytest_memleak.planner.streams import Copies, Floats, Held, Ints, Streams
+from pytest_memleak.planner.triples import Triples
 
 ROUNDING = 1e-9
 """Sums of the same seconds differ by less than this share of them. Plans that do not differ by more are as fast as each
@@ -173,7 +175,7 @@ class Candidates:
         return best
 
     def _seconds(self, triples: Triples, copies: Copies) -> Floats:
-        return mean([segments.seconds(triples, copies) for segments in self._segments])
+        return mean([segments.pace.seconds(triples, copies) for segments in self._segments])
 
     def _peaks(self, triples: Triples, held: Held) -> Ints:
         peaks: Ints = np.max([segments.peaks(triples, held) for segments in self._segments], axis=0)

@@ -46,7 +46,7 @@ class _Walk:
     def points(self) -> Iterator[Point]:
         profile, last = self._profile, self._layout.blocks - 1
         yield self._part("before the blocks", profile.before.peak, profile.before.grown)
-        self._level += profile.shared
+        self._level += profile.all_shared
         leaving: list[int] = []
         for block in range(self._layout.blocks):
             # A swapped block's tensors are gone when the block after it is done.
@@ -58,8 +58,8 @@ class _Walk:
             if self._modes[block] is Mode.SWAP:
                 leaving.append(block)
         self._level -= sum(map(profile.saved, leaving))
-        held = max(self._cost(block).holds for block in range(self._layout.blocks))
-        self._level -= profile.shared - held
+        held = self._held()
+        self._level -= profile.all_shared - sum(held.values())
         yield self._part("after the blocks", profile.after.peak, profile.after.grown)
         self._bring_back(last)
         for block in range(last, -1, -1):
@@ -67,9 +67,8 @@ class _Walk:
             self._bring_back(block - 1)
             cost, stay = self._cost(block), sum(chunk.gradients for chunk in self._persistent(block))
             peak = cost.backward.peak + min(stay, cost.with_gradients - cost.backward.peak)
-            yield self._part(f"backward of block {block}", peak, cost.backward.grown + stay)
+            yield self._part(f"backward of block {block}", peak, cost.backward.grown + stay - held.get(block, 0))
         self._move(self._residency.end())
-        self._level -= held
         yield self._part("backward of what is before the blocks", profile.end.peak, profile.end.grown)
         yield self._part("the optimizer's step", self._of_optimizer(), 0)
 
@@ -82,6 +81,12 @@ class _Walk:
         """A swapped block runs as one that keeps what it saves: its tensors come and go between."""
         mode = self._modes[block]
         return self._profile.blocks[block][Mode.NONE if mode is Mode.SWAP else mode]
+
+    def _held(self) -> dict[int, int]:
+        """Of what blocks share, for the way back. Any block that holds a part may be the last one to let it go. The
+        first block may hold its input where the model's own code has let go of it."""
+        costs = [self._cost(block) for block in range(self._layout.blocks)]
+        return {first: max(cost.holds.get(first, 0) for cost in costs) for first in {0, *self._profile.shared}}
 
     def _bring_back(self, block: int) -> None:
         if block >= 0 and self._modes[block] is Mode.SWAP:

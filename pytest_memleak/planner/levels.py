@@ -34,7 +34,7 @@ class _OnCard:
     """By torch's public counters, which the simulated card answers too."""
 
     def __init__(self, device: torch.device) -> None:
-        self.how = "predicted" if _simulated() else "measured"
+        self.how = "predicted" if simulated() else "measured"
         self._device = device
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -69,6 +69,6 @@ class _OnCpu:
         self._window.close()
 
 
-def _simulated() -> bool:
+def simulated() -> bool:
     process = sys.modules.get("pytest_memleak.cards.simulated.process")
     return process is not None and process.in_force() is not None

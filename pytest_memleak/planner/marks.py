@@ -86,6 +86,11 @@ class Marks:
     def base(self) -> int:
         return self._marks[0].level
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return self._marks[-1].seconds - self._marks[0].seconds
+
     def stretch(self, what: str, block: int = -1) -> Stretch:
         """From this mark to the next one that is no gradient's. Nothing if it was never made: nothing happened then."""
         return self._between(self._marks_of(what, block))

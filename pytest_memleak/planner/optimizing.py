@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from pytest_memleak.planner.levels import levels_of
+from pytest_memleak.planner.profile import Profile
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 _ENOUGH = 2**30
@@ -52,3 +53,22 @@ def optimizer_cost(make: MakeOptimizer, weights: Sequence[nn.Parameter], device:
     finally:
         levels.close()
     return OptimizerCost(max(0, kept) / total, max(0, peak) / total)
+
+
+def trained_beside(model: nn.Module, blocks: Iterable[nn.Module]) -> dict[str, int]:
+    """Bytes of weights that are in no block, by name."""
+    in_blocks = {id(one) for block in blocks for one in block.parameters()}
+    trained = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+    return {name: one.nbytes for name, one in trained if id(one) not in in_blocks}
+
+
+def with_what_stays(
+    profiles: Sequence[Profile], optimizer: OptimizerCost, others: Mapping[str, int] | None = None
+) -> tuple[Profile, ...]:
+    """Batches of one kind leave behind what is there in steps with another: the states of weights that they train, and
+    libraries' workspaces, of which the last profile has seen all. `others`: weights that nobody knows about."""
+    trained = dict(others or {})
+    for one in profiles:
+        trained |= one.rest
+    bare = max(one.base - optimizer.kept(one.rest_gradients) for one in profiles)
+    return tuple(replace(one, base=bare + optimizer.kept(sum(trained.values()))) for one in profiles)

@@ -41,20 +41,30 @@ def mean_seconds(profiles: Iterable[Profile], layout: Layout, plan: Plan, links:
     return sum(all_kinds) / len(all_kinds)
 
 
+def optimizer_seconds(profile: Profile, layout: Layout, plan: Plan, links: Links) -> float:
+    """Of a step, what comes after the way back."""
+    return _Step(profile, layout, plan, links).optimizer()
+
+
 def computing(profile: Profile, block: int, mode: Mode, links: Links) -> tuple[float, float]:
     """A block's way forth and back, with the copies that are made on the computing stream itself.
 
     Where a checkpointed block runs again, its seconds back were measured with that, and so were the copies of a block
-    that offloads. For one that nobody has timed they are added to what a block takes that keeps everything.
+    that offloads. For one that nobody has timed they are added to what a block takes that keeps everything. A block
+    that swaps has as many tensors to see to as one that offloads, but for the copies themselves.
     """
     plain = profile.blocks[block][Mode.NONE]
-    if mode in (Mode.NONE, Mode.SWAP):
+    if mode is Mode.NONE:
         return plain.forward.seconds, plain.backward.seconds
-    cost = profile.blocks[block][mode]
-    forth, back = cost.forward.seconds, cost.backward.seconds
-    if mode is Mode.OFFLOAD:
-        forth = forth or plain.forward.seconds + moved(profile, block) / links.to_host
-        back = back or plain.backward.seconds + moved(profile, block) / links.to_card
+    if mode is Mode.CHECKPOINT:
+        cost = profile.blocks[block][mode]
+        return cost.forward.seconds, cost.backward.seconds
+    leaves, returns = moved(profile, block) / links.to_host, moved(profile, block) / links.to_card
+    timed = profile.blocks[block][Mode.OFFLOAD]
+    forth = timed.forward.seconds or plain.forward.seconds + leaves
+    back = timed.backward.seconds or plain.backward.seconds + returns
+    if mode is Mode.SWAP:
+        return max(plain.forward.seconds, forth - leaves), max(plain.backward.seconds, back - returns)
     return forth, back
 
 
@@ -81,7 +91,7 @@ class _Step:
         # Nothing runs beside the last block's copies: it is the next one to go backward.
         turn = self._swapped(last) / self._links.to_host + self._swapped(last) / self._links.to_card
         around = profile.before.seconds + profile.after.seconds + profile.end.seconds
-        return around + sum(forth) + turn + sum(back) + self._optimizer()
+        return around + sum(forth) + turn + sum(back) + self.optimizer()
 
     def _forward(self, block: int) -> float:
         moves = self._residency.forward(block)
@@ -105,7 +115,7 @@ class _Step:
     def _swapped(self, block: int) -> int:
         return moved(self._profile, block) if block >= 0 and self._modes[block] is Mode.SWAP else 0
 
-    def _optimizer(self) -> float:
+    def optimizer(self) -> float:
         """Both begin when all gradients are there, and neither waits for the other."""
         streamed = sum(chunk.gradients for chunk in self._layout.streamed(self._plan.n_persist))
         trained = sum(chunk.gradients for chunk in self._layout.chunks) + self._profile.rest_gradients

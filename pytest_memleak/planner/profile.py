@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pytest_memleak.planner.plan import Mode
 
@@ -27,8 +27,8 @@ class BlockCost:
     """As if the gradients of its weights left the card one by one, at once."""
     with_gradients: int
     """The peak of its backward pass if they stay."""
-    holds: int = 0
-    """For its way back, of what all blocks share."""
+    holds: Mapping[int, int] = field(default_factory=dict)
+    """For its way back, of what blocks share: of each part of `Profile.shared`."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,20 @@ class Profile:
     """The way back of what is before the blocks."""
     optimizer: Stretch
     """Its step for all weights, over what it keeps."""
-    rest_gradients: int
-    """Of weights that are in no block."""
-    shared: int = 0
-    """Masks, positions, the first block's input: the model's code holds them up to its end, and then whoever saved them
-    until the way back is through."""
+    rest: Mapping[str, int]
+    """Bytes of weights that are in no block and get a gradient, by name."""
+    shared: Mapping[int, int] = field(default_factory=dict)
+    """Masks, positions, the first block's input, by the first block that is given them: blocks of one kind may have a
+    mask of their own. The model's code holds them up to its end, and then whoever saved them until that block has gone
+    backward."""
+
+    @property
+    def rest_gradients(self) -> int:
+        return sum(self.rest.values())
+
+    @property
+    def all_shared(self) -> int:
+        return sum(self.shared.values())
 
     def saved(self, block: int) -> int:
         """What leaves the card where the block does not keep what it saves."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
@@ -67,15 +68,17 @@ class Found:
 class NothingFits(MemleakError):
     """Of all plans that were asked for, not even the smallest one does."""
 
-    def __init__(self, smallest: Rung, capacity: int, margin: float, what: str) -> None:
+    def __init__(self, smallest: Rung, capacity: int, margin: float, what: str, headroom: int = 0) -> None:
         self.smallest = smallest
         self.capacity = capacity
-        self.needed = math.ceil(smallest.peak * margin)
+        self.needed = math.ceil(smallest.peak * margin) + headroom
+        """Of capacity, with what is left free."""
         needed, there = compared(self.needed, capacity)
         spare = f"; times {margin:g}, since an estimate may be short, that" if margin != 1 else ", which"
+        left = f" with {size(headroom)} left free" if headroom else ""
         super().__init__(
-            f"no plan{what} fits {there}: the smallest one ({smallest.plan}) has a peak of {size(smallest.peak)} "
-            f"({smallest.where}){spare} takes a capacity of {needed}"
+            f"no plan{what} fits {there}{left}: the smallest one ({smallest.plan}) has a peak of "
+            f"{size(smallest.peak)} ({smallest.where}){spare}{left} takes a capacity of {needed}"
         )
 
 
@@ -86,10 +89,13 @@ def search(
     links: Links,
     *,
     margin: float = ALPHA,
+    headroom: int = 0,
     fixed: Mapping[str, int] | None = None,
     forbid_activation_offload: bool = False,
 ) -> Found:
-    """Among plans as fast as the fastest one, that with the lowest peak."""
+    """Among plans as fast as the fastest one, that with the lowest peak. `headroom`: bytes of the capacity that are
+    left free."""
+    _refuse_odd(capacity, margin)
     asked = dict(fixed or {})
     knobs = _knobs(layout, asked, forbid_activation_offload)
     candidates, rounding = _candidates(profiles, layout, links, knobs)
@@ -97,17 +103,17 @@ def search(
     def rung(candidate: Candidate) -> Rung:
         return _rung(profiles, layout, links, candidate)
 
-    fastest = candidates.fastest(_limit(capacity, margin))
+    fastest = candidates.fastest(_limit(capacity - headroom, margin))
     if fastest is None:
         smallest = candidates.smallest()
         assert smallest is not None  # `_knobs` has completed them into a plan
         what = f" with {listed(asked)}" if asked else ""
         what += " that keeps activations on the card" if forbid_activation_offload else ""
-        raise NothingFits(rung(smallest), capacity, margin, what)
+        raise NothingFits(rung(smallest), capacity, margin, what, headroom)
     best = candidates.smallest(fastest.seconds * (1 + rounding))
     faster = candidates.smallest(fastest.seconds * (1 - rounding))
     found, larger = rung(best or fastest), rung(faster) if faster else None
-    why_not = Larger(larger, math.ceil(larger.peak * margin) - capacity) if larger else None
+    why_not = Larger(larger, math.ceil(larger.peak * margin) + headroom - capacity) if larger else None
     return Found(found.plan, found.peak, found.seconds, found.where, why_not)
 
 
@@ -161,6 +167,16 @@ def _rung(profiles: Sequence[Profile], layout: Layout, links: Links, candidate: 
     if point.peak != candidate.peak:
         raise AssertionError(f"{candidate} was searched for, and {point} is its peak")
     return Rung(candidate.plan, point.peak, mean_seconds(profiles, layout, candidate.plan, links), point.where)
+
+
+def _refuse_odd(capacity: int, margin: float) -> None:
+    if not isinstance(capacity, Real) or not math.isfinite(capacity):
+        raise BadInput(f"capacity={capacity!r} has to be a number of bytes: 24 GiB are 24 * 1024**3")
+    if not isinstance(margin, Real) or not 0 < margin < math.inf:
+        raise BadInput(
+            f"margin={margin!r} has to be a number of more than 0: peaks are multiplied by it, and {ALPHA:g} leaves a "
+            "tenth to spare"
+        )
 
 
 def _limit(capacity: int, margin: float) -> int:

@@ -1,4 +1,4 @@
-"""Peaks and seconds of all ways to give blocks their modes, at once: what `walk` and `step_seconds` say of each.
+"""Peaks of all ways to give blocks their modes, at once: what `walk` says of each.
 
 Blocks of one mode follow each other. So where a mode begins and ends says how high the level is at each of its blocks,
 and a table over both holds the highest of them; the peak of a step is that of a few tables. It needs numpy.
@@ -7,46 +7,18 @@ and a table over both holds the highest of them; the peak of a step is that of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from pytest_memleak.planner.pace import Links, computing, moved
+from pytest_memleak.planner.pace import Links
+from pytest_memleak.planner.paces import Paces
 from pytest_memleak.planner.plan import Mode
 from pytest_memleak.planner.profile import Profile
-from pytest_memleak.planner.streams import Copies, Floats, Held, Ints
+from pytest_memleak.planner.streams import Held, Ints
+from pytest_memleak.planner.triples import ORDER, SWAPPED, Triples, running_sums
 
-Number = TypeVar("Number", np.int64, np.float64)
-
-_ORDER = (Mode.SWAP, Mode.OFFLOAD, Mode.CHECKPOINT, Mode.NONE)
-"""Of the rows of all tables."""
-_SWAPPED = np.array([[1], [0], [0], [0]])
 _LOWEST = np.iinfo(np.int64).min // 4
 """Lower than any level, and far from where sums of such overflow."""
-
-
-@dataclass(frozen=True)
-class Triples:
-    """The blocks at which others cease to swap, to offload, and to be checkpointed."""
-
-    swap: Ints
-    offload: Ints
-    checkpoint: Ints
-
-    def __len__(self) -> int:
-        return len(self.swap)
-
-    def __getitem__(self, chosen: Ints) -> Triples:
-        return Triples(self.swap[chosen], self.offload[chosen], self.checkpoint[chosen])
-
-    def edges(self) -> tuple[Ints, Ints, Ints]:
-        return self.swap, self.offload, self.checkpoint
-
-    def first_unswapped(self) -> Ints:
-        """The mode of the first block that does not swap, as a row: the block before it may swap beside it."""
-        result: Ints = np.where(self.offload > self.swap, 1, np.where(self.checkpoint > self.swap, 2, 3))
-        return result
 
 
 @dataclass(frozen=True)
@@ -65,26 +37,27 @@ class Segments:
     """Of one profile."""
 
     def __init__(self, profile: Profile, links: Links) -> None:
+        self.pace = Paces(profile, links)
         self._profile = profile
-        self._links = links
         blocks = range(len(profile.blocks))
         self.blocks = len(profile.blocks)
-        costs = [[profile.blocks[i][Mode.NONE if mode is Mode.SWAP else mode] for i in blocks] for mode in _ORDER]
+        costs = [[profile.blocks[i][Mode.NONE if mode is Mode.SWAP else mode] for i in blocks] for mode in ORDER]
         self._saved = np.array([profile.saved(block) for block in blocks], dtype=np.int64)
         self._forward_peaks = np.array([[cost.forward.peak for cost in row] for row in costs], dtype=np.int64)
         self._backward_peaks = np.array([[cost.backward.peak for cost in row] for row in costs], dtype=np.int64)
         self._with_gradients = np.array([[cost.with_gradients for cost in row] for row in costs], dtype=np.int64)
-        self._holds = ranges(np.array([[cost.holds for cost in row] for row in costs], dtype=np.int64))
+        self._holds = {
+            first: ranges(np.array([[cost.holds.get(first, 0) for cost in row] for row in costs], dtype=np.int64))
+            for first in sorted({0, *profile.shared})
+        }
         grown = np.array([[cost.forward.grown for cost in row] for row in costs], dtype=np.int64)
-        self._net = _sums(grown + np.array([[cost.backward.grown for cost in row] for row in costs], dtype=np.int64))
+        self._net = running_sums(
+            grown + np.array([[cost.backward.grown for cost in row] for row in costs], dtype=np.int64)
+        )
         grown[0] -= self._saved
-        self._grown = _sums(grown)
+        self._grown = running_sums(grown)
         """What blocks up to each hold, were all of that mode: when they have gone forward, what is swapped being away,
         and when they have gone backward, too."""
-        seconds = np.array([[computing(profile, block, mode, links) for block in blocks] for mode in _ORDER])
-        self._forth, self._back = seconds[..., 0], seconds[..., 1]
-        copied = np.array([moved(profile, block) for block in blocks], dtype=np.float64)
-        self._out, self._again = copied / links.to_host, copied / links.to_card
 
     def peaks(self, triples: Triples, held: Held) -> Ints:
         """As `walk` has them."""
@@ -92,7 +65,7 @@ class Segments:
         start = profile.base + held.level
         gone = start + profile.before.grown  # what blocks share has come, and has gone again
         shared = self._shared(triples)
-        before, turn = gone + profile.shared, gone + profile.after.grown + shared
+        before = gone + profile.all_shared
         forth, back, first_forth, first_back = self._tables(held)
         swap, offload, checkpoint = triples.swap, triples.offload, triples.checkpoint
         # What modes add to the level at a mode's first block, less what its table has of the blocks before that one.
@@ -104,35 +77,41 @@ class Segments:
         behind.insert(0, behind[0] + (net[2] - net[3])[checkpoint])
         behind.insert(0, behind[0] + (net[1] - net[2])[offload])
         behind.insert(0, behind[0] + (net[0] - net[1])[swap])
-        after = gone + shared + ahead[3] + grown[3, -1] + profile.after.peak + held.forward[-1]
+        after = gone + sum(shared.values()) + ahead[3] + grown[3, -1] + profile.after.peak + held.forward[-1]
         peak: Ints = np.maximum(after, start + profile.before.peak)
         # The first block that does not swap has a table of its own: what the one before it swapped is still there.
         begins = (np.zeros_like(swap), swap + 1, offload + (offload == swap), checkpoint + (checkpoint == swap))
         ends = (swap, offload, checkpoint, np.full_like(swap, self.blocks))
         for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             np.maximum(peak, before + ahead[row] + forth[row, begin, end], out=peak)
-            np.maximum(peak, turn + ahead[row] + behind[row] + back[row, begin, end], out=peak)
         first = triples.first_unswapped()
         np.maximum(peak, before + first_forth[first, swap], out=peak)
-        np.maximum(peak, turn + np.choose(first, behind) + first_back[first, swap], out=peak)
+        turn = np.full_like(swap, gone + profile.after.grown)
+        for lowest, part in shared.items():  # it is there until this block has gone backward, and so are those before
+            turn += part
+            for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+                level = turn + ahead[row] + behind[row]
+                np.maximum(peak, level + back[row, np.maximum(begin, lowest), end], out=peak)
+            level = turn + np.choose(first, behind) + first_back[first, swap]
+            np.maximum(peak, np.where(swap >= lowest, level, _LOWEST), out=peak)
         end = gone + profile.after.grown + behind[0] + held.all_stay
         np.maximum(peak, end + max(profile.end.peak, profile.end.grown + self._of_optimizer(held)), out=peak)
         return peak
 
-    def _shared(self, triples: Triples) -> Ints:
-        """What blocks hold of what they share, for the way back."""
+    def _shared(self, triples: Triples) -> dict[int, Ints]:
+        """What blocks hold of what they share, for the way back, by the first block that is given it."""
         edges = (np.zeros_like(triples.swap), *triples.edges(), np.full_like(triples.swap, self.blocks))
-        found: Ints = np.max([self._holds[row, edges[row], edges[row + 1]] for row in range(len(_ORDER))], axis=0)
-        return found
+        spans = [(row, edges[row], edges[row + 1]) for row in range(len(ORDER))]
+        return {first: np.max([table[span] for span in spans], axis=0) for first, table in self._holds.items()}
 
     def _tables(self, held: Held) -> tuple[Ints, Ints, Ints, Ints]:
         """The highest levels on the way forth and back, of each mode from any block up to any other one; and those at
         each block, were it the first one that does not swap."""
-        shape = np.zeros((len(_ORDER), 1), dtype=np.int64)
+        shape = np.zeros((len(ORDER), 1), dtype=np.int64)
         beside = np.append(0, self._saved[:-1])
-        forth = self._grown[:, :-1] + self._forward_peaks + held.forward + _SWAPPED * beside
+        forth = self._grown[:, :-1] + self._forward_peaks + held.forward + SWAPPED * beside
         stays = np.minimum(held.stay, self._with_gradients - self._backward_peaks)
-        level = self._grown[:, 1:] - self._net[:, 1:] + held.backward + _SWAPPED * (self._saved + beside)
+        level = self._grown[:, 1:] - self._net[:, 1:] + held.backward + SWAPPED * (self._saved + beside)
         back = level + self._backward_peaks + stays
         less = (self._grown[0] - self._grown)[:, :-1] + beside
         nowhere = shape + _LOWEST
@@ -159,7 +138,7 @@ class Segments:
         held[0, max(block - 1, 0) : block] += self._saved[max(block - 1, 0) : block]
         held[:, block] = self._forward_peaks[:, block]
         held[:, block + 1 :] = 0
-        return _point(held, self._profile.base + self._profile.before.grown + self._profile.shared)
+        return _point(held, self._profile.base + self._profile.before.grown + self._profile.all_shared)
 
     def at_backward(self, block: int) -> Point:
         """The same while a block goes backward. For gradients that stay, `beside_gradients` is to be added."""
@@ -201,60 +180,10 @@ class Segments:
         """The block that needs the most to go backward, in whichever mode."""
         return int(self._backward_peaks.min(axis=0).argmax())
 
-    def seconds(self, triples: Triples, copies: Copies) -> Floats:
-        """As `step_seconds` has them, with the copies of one pair."""
-        beside = self._slots(copies, np.ones((len(_ORDER), 1)))
-        alone = self._slots(copies, _SWAPPED)
-        more = np.zeros((len(_ORDER), self.blocks + 1)) + self.turn_seconds
-        more[:, :-1] = (beside - alone)[0]
-        added = _sums(alone)[0]
-        swap, offload, checkpoint = (added[row] - added[row + 1] for row in range(3))
-        total: Floats = swap[triples.swap] + offload[triples.offload] + checkpoint[triples.checkpoint]
-        total += more[triples.first_unswapped(), triples.swap]
-        total += added[3, -1] + self.around(copies)
-        return total
-
-    def sums(self, copies: Copies) -> Floats:
-        """The seconds of blocks up to each, were all of that mode, for each pair."""
-        return _sums(self._slots(copies, _SWAPPED))
-
-    def _slots(self, copies: Copies, swapped: npt.NDArray[Any]) -> Floats:
-        """Of each pair, mode and block, forward and backward, where the block before is one that swaps or not."""
-        out, again = np.append(0.0, self._out[:-1]) * swapped, np.append(0.0, self._again[:-1]) * swapped
-        comes, comes_back = (times[:, None] for times in copies.comes)
-        slots: Floats = np.maximum(np.maximum(self._forth, out), comes)
-        slots += np.maximum(np.maximum(self._back, comes_back + again), copies.leaves[:, None])
-        slots += (copies.waits[0] + copies.waits[1])[:, None]
-        return slots
-
-    def around(self, copies: Copies) -> Floats:
-        """The seconds in which no block runs."""
-        profile = self._profile
-        trained = copies.all_gradients + profile.rest_gradients
-        here = (trained - copies.streamed_gradients) / trained if trained else np.zeros(1)
-        on_host = copies.streamed_gradients / self._links.host_optimizer
-        optimizing: Floats = np.maximum(profile.optimizer.seconds * here, on_host)
-        return optimizing + (profile.before.seconds + profile.after.seconds + profile.end.seconds)
-
-    @property
-    def turn_seconds(self) -> float:
-        """If the last block swaps: nothing runs beside its copies."""
-        return float(self._out[-1] + self._again[-1])
-
-
-def mean(kinds: list[Floats]) -> Floats:
-    """Over kinds of batches, as `mean_seconds` has it."""
-    total: Floats = np.sum(kinds, axis=0) / len(kinds)
-    return total
-
 
 def _point(held: Ints, around: int) -> Point:
-    sums, least = _sums(held), _sums(held[:2].min(axis=0))
+    sums, least = running_sums(held), running_sums(held[:2].min(axis=0))
     return Point(sums[0] - sums[1], sums[1] - sums[2], sums[2] - sums[3] + (sums[3, -1] + around), least - sums[2])
-
-
-def _sums(rows: npt.NDArray[Number]) -> npt.NDArray[Number]:
-    return np.concatenate([np.zeros_like(rows[..., :1]), np.cumsum(rows, axis=-1)], axis=-1)
 
 
 def ranges(rows: Ints) -> Ints:

@@ -15,6 +15,8 @@ from pytest_memleak.planner.running.modes import id_of
 class _Storage:
     bytes: int
     ref: weakref.ref[torch.UntypedStorage]
+    blocks: list[int]
+    """That are given it, in their order."""
     gone_at: int | None = None
     """The first mark at which it was not there any more."""
 
@@ -46,7 +48,7 @@ class Given:
             others = (tensor, *others)
         for other in others:
             if other.device == tensor.device and id_of(other) not in self.nobodys:
-                self._shared.setdefault(id_of(other), _storage(other))
+                self._shared.setdefault(id_of(other), _storage(other)).blocks.append(block)
 
     def bytes_of(self, block: int) -> int:
         """Of its input."""
@@ -66,15 +68,24 @@ class Given:
         """Bytes of what is shared, the first input among it: it was all made before the first block was called."""
         return sum(one.bytes for one in self._shared.values() if one.gone_at is None or one.gone_at > mark)
 
-    def shared(self) -> int:
-        """Of what is there now."""
-        return sum(one.bytes for one in self._shared.values() if one.alive)
+    def shared(self) -> dict[int, int]:
+        """Bytes of what is there now, by the first block that is given them."""
+        return _by_first(self._shared.values())
 
-    def held(self) -> int:
-        """The same without the first input."""
-        return sum(one.bytes for key, one in self._shared.items() if key != self._first and one.alive)
+    def held(self, block: int) -> dict[int, int]:
+        """The same of what this one is given, without the first input."""
+        others = [one for key, one in self._shared.items() if key != self._first]
+        return _by_first(one for one in others if block in one.blocks)
+
+
+def _by_first(storages: Iterable[_Storage]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for one in storages:
+        if one.alive:
+            found[one.blocks[0]] = found.get(one.blocks[0], 0) + one.bytes
+    return found
 
 
 def _storage(tensor: torch.Tensor) -> _Storage:
     storage = tensor.untyped_storage()
-    return _Storage(storage.nbytes(), weakref.ref(storage))
+    return _Storage(storage.nbytes(), weakref.ref(storage), [])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
+from pytest_memleak.errors import BadInput
 from pytest_memleak.planner.layout import Chunk, Layout
 from pytest_memleak.planner.optimizing import OptimizerCost
 
@@ -22,7 +24,9 @@ def layout_of(
     """
     cost = optimizer or OptimizerCost()
     names = {id(weight): name for name, weight in model.named_parameters()}
-    counts = _uses(model)
+    _refuse_strangers(model, blocks, names)
+    _refuse_repeated(model, blocks)
+    counts = _uses(model, blocks)
     chunks = [
         Chunk(
             number,
@@ -37,13 +41,32 @@ def layout_of(
     return Layout(len(blocks), tuple(chunks))
 
 
-def _uses(model: nn.Module) -> dict[int, int]:
-    """How many modules hold a storage: emptying it would be seen by all."""
-    counts: dict[int, int] = {}
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            counts[_storage(weight)] = counts.get(_storage(weight), 0) + 1
-    return counts
+def _refuse_strangers(model: nn.Module, blocks: Sequence[nn.Module], names: Mapping[int, str]) -> None:
+    for number, block in enumerate(blocks):
+        strange = next((name for name, weight in block.named_parameters() if id(weight) not in names), None)
+        if strange is not None:
+            raise BadInput(
+                f"block {number} ({type(block).__name__}) is not in this {type(model).__name__}: its {strange} is none "
+                "of the model's weights. Give modules of the model itself: a copy has weights of its own"
+            )
+
+
+def _refuse_repeated(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """It would be in several places of a step, each with a mode of its own."""
+    for number, block in enumerate(blocks):
+        if (first := blocks.index(block)) != number:
+            raise BadInput(
+                f"{type(model).__name__} runs one block several times: blocks {first} and {number} are the same "
+                "module, and a plan is for blocks that run once in a step: name those, Planner.of(model, blocks=[…])"
+            )
+
+
+def _uses(model: nn.Module, blocks: Sequence[nn.Module]) -> Counter[int]:
+    """How many modules hold a storage, or blocks where these have a module in common: emptying it would be seen by
+    all."""
+    own = (weight for module in model.modules() for weight in module.parameters(recurse=False))
+    counts = Counter(_storage(weight) for weight in own)
+    return counts | Counter(_storage(weight) for block in blocks for weight in block.parameters())
 
 
 def _storage(weight: nn.Parameter) -> int:

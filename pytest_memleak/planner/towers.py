@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pytest_memleak.planner.transformers_model import is_transformers_model, text_config
+from pytest_memleak.planner.transformers_model import is_transformers_model
 
 Modality = Literal["image", "video", "audio"]
 Part = Literal["tower", "projector"]
@@ -116,7 +116,7 @@ def _by_name(words: set[str]) -> Modality | None:
 
 
 def _by_itself(module: nn.Module, transformers_model: Any | None) -> Modality | None:
-    """What a part of a transformers model says it reads (GraniteSpeech calls its tower ``encoder``)."""
+    """What a part of a transformers model says it reads (Whisper calls its tower ``encoder``)."""
     by_input = _INPUTS.get(str(getattr(module, "main_input_name", "")))
     if by_input is not None or transformers_model is None:
         return by_input
@@ -124,11 +124,8 @@ def _by_itself(module: nn.Module, transformers_model: Any | None) -> Modality | 
 
 
 def _by_config(module: nn.Module, transformers_model: Any) -> Modality | None:
-    """Releases whose parts do not say may have a config for each: ``vision_config``, or one of a type that tells."""
-    whole, own = transformers_model.config, getattr(module, "config", None)
-    if own is None or type(own) in (type(whole), type(text_config(transformers_model))):
+    """What the type of a part's own config says (``granite_speech_encoder``); that of the whole says nothing of it."""
+    own = getattr(module, "config", None)
+    if type(own) is type(transformers_model.config):
         return None
-    for word, modality in _WORDS.items():
-        if type(getattr(whole, f"{word}_config", None)) is type(own):
-            return modality
     return _by_name(_words(str(getattr(own, "model_type", ""))))

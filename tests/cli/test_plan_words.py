@@ -67,6 +67,14 @@ def test_the_next_plan_and_what_it_lacks() -> None:
     }
 
 
+def test_where_things_come_and_go_the_allocator_holds_more() -> None:
+    whole = replace(PLANNED, found=replace(FOUND, plan=Plan(32, 0)))
+    assert rows_of(PLANNED, True)["its memory"].startswith(
+        "run it with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: its peak is of what is allocated"
+    )
+    assert "its memory" not in rows_of(whole, True)
+
+
 def test_seconds_are_a_mean_of_kinds() -> None:
     assert rows_of(PLANNED, False)["its step"] == "1.25 s with a text batch (predicted)"
     several = replace(PLANNED, kinds=("text", "image", "video"))
@@ -84,7 +92,12 @@ def test_headroom_counts_for_the_card_that_would_do() -> None:
         "has a peak of 20 GiB, after the blocks; times 1.1, since an estimate may be short, it takes a card of which "
         "22 GiB can be had: NVIDIA GeForce RTX 4090 would do"
     )
-    guessed = replace(planned, headroom=4 * GIB, guessed=("steps with image batches are not profiled: why",))
+    guessed = replace(
+        planned,
+        nothing=NothingFits(smallest, 16 * GIB, 1.1, "", headroom=4 * GIB),
+        headroom=4 * GIB,
+        guessed=("steps with image batches are not profiled: why",),
+    )
     assert guessed.would_do == PROFILES["a100-40g"]
     assert data_of(guessed, False)["least_plan"]["needed"] == nothing.needed + 4 * GIB
     rows = rows_of(guessed, False)

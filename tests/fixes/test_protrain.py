@@ -206,6 +206,25 @@ def test_with_others_in_any_order(order: tuple[int, ...]) -> None:
     assert len(searched) == order.index(3)
 
 
+def test_what_was_put_over_the_bug_is_passed_over_with_it_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would call the bug. What is under the bug, or over the fix, is not touched."""
+    searched: list[int] = []
+    with FIX.bug("silent_override"), monkeypatch.context() as changing:
+        buggy = Planner.search
+
+        @functools.wraps(buggy)
+        def counted(self: Planner, capacity: int, **asked: Any) -> Any:
+            searched.append(capacity)
+            return buggy(self, capacity, **asked)
+
+        changing.setattr(Planner, "search", counted)
+        with FIX.fixed(), pytest.warns(FilledIn):
+            assert planner().search(AMPLE, n_persist=2).plan.n_persist == 2
+        assert not searched
+        assert planner().search(AMPLE, n_persist=2).plan.n_persist != 2
+        assert searched == [AMPLE]
+
+
 PROJECT = """
     import pytest
     from tests.fixes.fed_planners import AMPLE, planner

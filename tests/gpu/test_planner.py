@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from pytest_memleak.planner import Plan, Planner  # noqa: E402
-from pytest_memleak.planner.levels import levels_of  # noqa: E402
-from tests.planner.llamas import BLOCKS, adamw, adapted, llama, plans  # noqa: E402
+from pytest_memleak.planner import Plan, Planner
+from pytest_memleak.planner.levels import levels_of
+from tests.planner.llamas import BLOCKS, adamw, adapted, llama, plans
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -65,6 +65,7 @@ def test_peaks_are_as_estimated(adapters: bool) -> None:
         planner = planned(adapters)
         _, taken = trained(planner, plan, steps=2)
         errors[name] = planner.estimate(plan).peak / taken - 1
+        del planner  # with its model: the next one's profile counts what is there
     assert all(-0.02 < error < 0.05 for error in errors.values()), errors
 
 

@@ -12,7 +12,7 @@ from pytest_memleak.planner.layout import Chunk, Layout
 from pytest_memleak.planner.pace import Links
 from pytest_memleak.planner.plan import Mode, Plan
 from pytest_memleak.planner.profile import BlockCost, Profile, Stretch
-from pytest_memleak.planner.segments import Triples
+from pytest_memleak.planner.triples import Triples
 
 MIB = 1024**2
 
@@ -36,10 +36,15 @@ def odd_profile(random: Random, blocks: int) -> Profile:
         peak = random.randrange(100)
         return Stretch(peak, random.randrange(-50, peak + 1), random.choice((0.0, random.random())))
 
-    shared = random.choice((0, random.randrange(40)))
+    shared = {random.randrange(blocks): random.randrange(40) for _ in range(random.randrange(4))}
+
+    def holds() -> dict[int, int]:
+        """The first block's input as well, of which the model's own code may have let go."""
+        return {first: random.randrange(held + 1) for first, held in {0: 40, **shared}.items()}
+
     costs: list[dict[Mode, BlockCost]] = [
         {
-            mode: BlockCost(stretch(), stretch(), random.randrange(150), random.randrange(shared + 1))
+            mode: BlockCost(stretch(), stretch(), random.randrange(150), holds())
             for mode in Mode
             if mode is not Mode.SWAP
         }
@@ -47,7 +52,16 @@ def odd_profile(random: Random, blocks: int) -> Profile:
     ]
     before, after, end, optimizer = (stretch() for _ in range(4))
     return Profile(
-        "text", "fed", random.randrange(1000), before, tuple(costs), after, end, optimizer, random.randrange(20), shared
+        kind="text",
+        how="fed",
+        base=random.randrange(1000),
+        before=before,
+        blocks=tuple(costs),
+        after=after,
+        end=end,
+        optimizer=optimizer,
+        rest={"": random.randrange(20)},
+        shared=shared,
     )
 
 
@@ -86,7 +100,8 @@ def decoder(
     base = 2000 * MIB + sum(chunk.weights + chunk.optimizer for chunk in chunks)
     before, end = Stretch(20 * MIB, 16 * MIB, 0.01), Stretch(500 * MIB, -16 * MIB, 0.01)
     after, optimizer = Stretch(3000 * MIB, 100 * MIB, 0.05), Stretch(200 * MIB, 0, 0.1)
-    profile = Profile("text", "fed", base, before, tuple(costs), after, end, optimizer, 0 if lora else 1000 * MIB)
+    rest = {"": 0 if lora else 1000 * MIB}
+    profile = Profile("text", "fed", base, before, tuple(costs), after, end, optimizer, rest)
     return Layout(blocks, tuple(chunks)), profile
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_memleak.planner.anatomy import Anatomy, anatomy
-from tests.planner.small_models import LAYERS, build, with_adapters
+from tests.planner.small_models import LAYERS, build, plain_block, with_adapters
 
 Towers = list[tuple[str, str, str]]
 
@@ -71,6 +71,14 @@ def test_the_parts_of_a_family(family: str) -> None:
     assert len({block.shape for block in found.blocks}) == shapes
     assert leaves(found) == towers
     check_names(model, found)
+
+
+def test_a_part_that_has_the_config_of_the_whole_is_no_tower_by_that() -> None:
+    """Which says that it is about speech."""
+    model = build("granite_speech")
+    model.beside = plain_block()
+    model.beside.config = model.config
+    assert leaves(anatomy(model)) == FAMILIES["granite_speech"][2]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3_moe", "idefics3", "gemma3", "qwen3_vl", "voxtral"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ def made(count: int) -> Blocks:
         return Blocks(count)
 
 
-def gradients(model: Blocks, plan: Plan | None = None) -> tuple[float, list[torch.Tensor]]:
+def gradients(model: Blocks, plan: Plan | None = None) -> tuple[float, Sequence[torch.Tensor]]:
     """With the loss: those of weights that are on the host have to be looked for there."""
     given = torch.linspace(-1, 1, 3 * WIDTH).reshape(3, WIDTH)
     weights = list(model.parameters())
@@ -46,7 +48,7 @@ def gradients(model: Blocks, plan: Plan | None = None) -> tuple[float, list[torc
         loss = model(given)
         loss.backward()
         training.step()
-    return loss.item(), weights  # type: ignore[return-value]
+    return loss.item(), weights
 
 
 @pytest.mark.parametrize("count", [4, 5, 8, 16, 33, 64])

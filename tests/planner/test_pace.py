@@ -28,9 +28,7 @@ def profile(saves: int = 0, offloads: tuple[float, float] = (0.0, 0.0), optimize
         Mode.OFFLOAD: BlockCost(Stretch(0, 0, offloads[0]), Stretch(0, 0, offloads[1]), 0),
     }
     none = Stretch(0, 0)
-    return Profile(
-        "text", "fed", 0, none, (costs,) * BLOCKS, none, none, replace(none, seconds=optimizer), rest_gradients=0
-    )
+    return Profile("text", "fed", 0, none, (costs,) * BLOCKS, none, none, replace(none, seconds=optimizer), rest={})
 
 
 def seconds(fed: Profile, of: Layout, persist: int, buffer: int, links: Links = LINKS, **modes: int) -> float:
@@ -108,7 +106,7 @@ def test_the_optimizers_on_card_and_host_run_at_once_after_the_way_back() -> Non
     assert half_on_card == COMPUTING + max(4.0, 1.0)
     slow_host = seconds(profile(optimizer=8.0), layout(gradients=5), 2, 1, Links(10.0, 10.0, 2.0))
     assert slow_host == COMPUTING + max(4.0, 5.0)
-    with_rest = seconds(replace(profile(optimizer=8.0), rest_gradients=20), layout(gradients=5), 0, 1)
+    with_rest = seconds(replace(profile(optimizer=8.0), rest={"": 20}), layout(gradients=5), 0, 1)
     assert with_rest == COMPUTING + max(4.0, 2.0)
 
 
@@ -125,3 +123,10 @@ def test_kinds_of_batches_count_alike() -> None:
 def test_a_speed_is_more_than_nothing(speed: float) -> None:
     with pytest.raises(BadInput, match=r"to_host=.* is no speed"):
         Links(1.0, speed, 1.0)
+
+
+def test_a_block_that_swaps_has_as_much_to_see_to_as_one_that_offloads() -> None:
+    """Its own copies take no time beside the next block, 1 s each way; what its hooks take does."""
+    assert seconds(profile(saves=10, offloads=(3.0, 5.0)), layout(), BLOCKS, 0, n_swap=1) == COMPUTING + 1.0 + 2.0
+    # Never less than a block that keeps everything.
+    assert seconds(profile(saves=10, offloads=(1.5, 2.5)), layout(), BLOCKS, 0, n_swap=1) == COMPUTING

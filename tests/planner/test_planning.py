@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from pytest_memleak.errors import BadInput
 from pytest_memleak.meters import shared
 from pytest_memleak.planner import Plan, Planner, planning
 from pytest_memleak.planner.levels import levels_of
+from pytest_memleak.planner.optimizing import trained_beside
 from pytest_memleak.planner.pace import Links
 from pytest_memleak.planner.planning import HEADROOM, FilledIn, Guessed
 from pytest_memleak.planner.profiling import profile
@@ -35,6 +37,23 @@ def of(model: Any, **sizes: Any) -> Planner:
 @pytest.fixture(scope="module")
 def of_text() -> Planner:
     return of(llama(), rows=2)
+
+
+def test_garbage_does_not_count() -> None:
+    """It may be gone before the first step of training."""
+
+    def base() -> int:
+        return of(llama(), rows=2).profiles[0].base
+
+    without = base()
+    gc.disable()
+    try:
+        holder: list[Any] = [torch.ones(1 << 20)]
+        holder.append(holder)
+        del holder
+        assert base() == without
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +115,44 @@ def test_batches_of_ones_own_stand_in_for_those_that_are_made(monkeypatch: pytes
     assert "use_cache" not in own
 
 
+def test_weights_that_no_batch_reaches_have_no_states() -> None:
+    """Nothing comes through the head of Gemma 3's tower."""
+    model = build("gemma3")
+    text, image = of(model).profiles
+    tower = {name for name, _ in model.named_parameters() if "vision_tower" in name}
+    head = {name for name in tower if ".head." in name}
+    assert head
+    assert tower & set(image.rest) == tower - head
+    assert not tower & set(text.rest)
+    assert text.base == image.base
+
+
 def test_kinds_that_the_model_does_not_take() -> None:
     with pytest.raises(BadInput, match="batches: image, sound: LlamaForCausalLM takes text"):
         of(llama(), batches={"text": {}, "image": {}, "sound": {}})
+
+
+def test_kinds_that_nobody_trains_with_have_no_profile_and_no_room() -> None:
+    sizes = {"tokens": 8, "kinds": ("text",)}  # too few for an image
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Guessed)
+        planner = of(build("gemma3"), **sizes)
+    assert [profile.kind for profile in planner.profiles] == ["text"]
+    assert planner.headroom == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"kinds": ("text", "sound")}, "kinds: sound: Gemma3ForConditionalGeneration takes text, image"),
+        ({"kinds": ("text",), "batches": {"image": {}}}, r"batches: image: of kinds that kinds=\('text',\) leaves out"),
+        ({"kinds": "text"}, "kinds='text' are no kinds of batches"),
+        ({"kinds": ()}, r"kinds=\(\) are no kinds of batches"),
+    ],
+)
+def test_kinds_that_are_none(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        of(build("gemma3"), **wrong)
 
 
 def test_without_a_text_batch_there_is_no_plan() -> None:
@@ -120,6 +174,13 @@ def guessed() -> Planner:
 def test_a_kind_that_cannot_be_made_is_guessed(guessed: Planner) -> None:
     assert [profile.kind for profile in guessed.profiles] == ["text"]
     assert guessed.headroom == HEADROOM == 4 * 1024**3
+    # No batch of text reaches the tower, and one of images may: its states count.
+    assert set(guessed.profiles[0].rest) < set(trained_beside(guessed.model, blocks_of(guessed)))
+    assert guessed.profiles[0].base >= 3 * sum(one.nbytes for one in guessed.model.parameters())
+
+
+def blocks_of(planner: Planner) -> list[Any]:
+    return [block.module for block in planner.anatomy.blocks]
 
 
 def test_what_is_guessed_is_left_free(guessed: Planner) -> None:
@@ -165,7 +226,9 @@ def test_activations_that_are_to_stay(of_text: Planner) -> None:
     found = of_text.search(10**9, n_checkpoint=0, n_persist=0, n_buffer=1, n_offload=0, n_swap=2)
     assert found.plan == Plan(0, 1, 2, 0, 0)
     whole = of_text.estimate(Plan(6, 0)).peak
-    assert of_text.search(whole - 1, margin=1.0).plan.n_swap
+    with pytest.warns(FilledIn):
+        moving = of_text.search(whole - 1, margin=1.0, n_persist=6, n_buffer=0, n_checkpoint=0).plan
+    assert moving.n_swap or moving.n_offload
     kept = of_text.search(whole - 1, margin=1.0, forbid_activation_offload=True).plan
     assert kept.n_swap == kept.n_offload == 0
     with pytest.raises(BadInput, match="forbid_activation_offload"):
@@ -191,6 +254,33 @@ def test_a_plan_that_cannot_run_is_refused_before_anything_moves(of_text: Planne
         of_text.train(Plan(0, 0))
 
 
+def test_a_plan_that_cannot_run_has_no_estimate(of_text: Planner) -> None:
+    for plan in (Plan(99, 0), Plan(0, 0), Plan(6, 0, n_checkpoint=50)):
+        for ask in (of_text.estimate, of_text.seconds):
+            with pytest.raises(BadInput, match=f"^{plan} cannot run: "):
+                ask(plan)
+
+
+def test_what_a_search_says_is_needed_is_enough(guessed: Planner) -> None:
+    """With what is left free."""
+    with pytest.raises(NothingFits, match="with 4 GiB left free") as raised:
+        guessed.search(1)
+    assert guessed.search(raised.value.needed).peak == raised.value.smallest.peak
+
+
+def test_a_step_that_trains_nothing_has_no_profile() -> None:
+    with pytest.raises(BadInput, match="no weight of LlamaForCausalLM that is trained has a part in the loss"):
+        of(llama().requires_grad_(False))
+    ids = torch.ones(1, 8, dtype=torch.long)
+    with pytest.raises(BadInput, match="without a loss for a batch of input_ids, use_cache: give it labels"):
+        of(llama(), batches={"text": {"input_ids": ids}})
+
+
+def test_nothing_is_profiled_while_a_plan_has_weights_off_the_card(of_text: Planner) -> None:
+    with of_text.train(Plan(0, 1)), pytest.raises(BadInput, match="has no memory, as under a plan: leave the with"):
+        of(of_text.model)
+
+
 def test_profiles_leave_nothing_behind() -> None:
     model = llama(attention_dropout=0.1).eval()
     before, weights = torch.random.get_rng_state(), [weight.clone() for weight in model.parameters()]
@@ -214,6 +304,17 @@ def test_a_plan_that_was_found_holds_what_it_promises(share: float, larger: Plan
     peak = taken(larger, found.plan)
     assert peak == pytest.approx(found.peak, rel=0.02)
     assert peak < taken(larger, Plan(6, 0)) == pytest.approx(high, rel=0.01)
+
+
+@pytest.mark.skipif(not shared.cpu_memory().can_enforce, reason="peaks on the CPU need the exact engine")
+def test_blocks_behind_frozen_ones_save_for_their_inputs_too() -> None:
+    """All but the first of those that are trained."""
+    model = llama()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(any(f"layers.{block}." in name for block in (2, 3, 4, 5)))
+    planner = of(model, rows=2, tokens=128)
+    for plan in (Plan(6, 0), Plan(0, 1), Plan(0, 2, n_checkpoint=6)):
+        assert planner.estimate(plan).peak == pytest.approx(taken(planner, plan), rel=0.01), plan
 
 
 def taken(planner: Planner, plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_memleak.errors import BadInput
 from pytest_memleak.planner.plan import Plan
+from pytest_memleak.planner.running.states import LeftOnHost
 from pytest_memleak.planner.running.training import Training
+from pytest_memleak.planner.running.transfers import Transfers
 from pytest_memleak.planner.states import layout_of
+from pytest_memleak.prediction import predict
 from tests.planner.llamas import BLOCKS, adamw, adapted, batches, blocks_of, llama, plans
 
 pytest.importorskip("transformers")
@@ -204,14 +209,63 @@ def test_afterwards_the_model_is_as_before(plan: Plan) -> None:
         assert not any(weight._post_accumulate_grad_hooks for weight in block.parameters())
 
 
-def test_tied_weights_stay_where_they_are() -> None:
-    """What two modules hold is in no chunk: emptying it would be seen by both."""
-    model = llama(tie_word_embeddings=True)
-    blocks: list[Any] = list(blocks_of(model))
-    blocks[1].self_attn.q_proj.weight = blocks[0].self_attn.q_proj.weight
-    names = [name for chunk in layout_of(model, blocks).chunks for name in chunk.names]
-    assert not any("q_proj" in name and (".0." in name or ".1." in name) for name in names)
-    assert any("layers.2.self_attn.q_proj" in name for name in names)
+def test_a_host_that_is_full_costs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama().train()
+    blocks = blocks_of(model)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    real, taken = Transfers.host_memory, iter(range(20))
+
+    def until_full(transfers: Transfers, bytes_: int) -> torch.Tensor:
+        if next(taken, None) is None:
+            raise MemoryError
+        return real(transfers, bytes_)
+
+    monkeypatch.setattr(Transfers, "host_memory", until_full)
+    with pytest.raises(MemoryError), Training(model, blocks, layout_of(model, blocks), Plan(0, 1), OPTIMIZER):
+        pass
+    assert all(map(torch.equal, model.parameters(), before))
+    assert not any(weight._post_accumulate_grad_hooks for block in blocks for weight in block.parameters())
+
+
+def test_two_plans_at_a_time_are_refused() -> None:
+    model = llama().train()
+    blocks = blocks_of(model)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with Training(model, blocks, layout_of(model, blocks), Plan(2, 1)):
+        with pytest.raises(BadInput, match=r"^model\.layers\.2\.self_attn\.q_proj\.weight has no memory"):
+            Training(model, blocks, layout_of(model, blocks), Plan(0, 1)).__enter__()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_weights_that_find_the_card_full_are_the_hosts() -> None:
+    """Out of memory within a step: what it took is there until its error is let go of."""
+
+    def program(card: Any) -> Any:
+        model = llama(hidden_size=256).to(card.device)
+        blocks = blocks_of(model)
+        taken: list[torch.Tensor] = []
+        streamed = Training(model, blocks, layout_of(model, blocks), Plan(2, 1), OPTIMIZER)
+        with pytest.warns(LeftOnHost, match="weights .* are on the CPU now"), pytest.raises(torch.OutOfMemoryError):
+            fill_up(card.device, taken, streamed)
+        on_host = [weight for weight in model.parameters() if weight.device.type == "cpu"]
+        assert on_host
+        assert all(map(is_there, blocks))
+        taken.clear()
+        with Training(model, blocks, layout_of(model, blocks), Plan(2, 1), OPTIMIZER, torch.device(card.device)):
+            pass
+        assert all(weight.device.type == "cuda" for weight in model.parameters())
+        return model
+
+    assert predict(program, "2G").doubt is None
+
+
+def fill_up(device: str, taken: list[torch.Tensor], training: Training) -> None:
+    with training:
+        for size in (1 << 26, 1 << 18):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                while True:
+                    taken.append(torch.empty(size, dtype=torch.uint8, device=device))
+        torch.empty(1 << 26, device=device)
 
 
 def is_there(block: nn.Module) -> bool:

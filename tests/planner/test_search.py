@@ -6,7 +6,7 @@ import math
 import sys
 from functools import cache
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,10 +17,11 @@ from pytest_memleak.planner.completing import KNOBS
 from pytest_memleak.planner.estimate import estimate_peak, highest
 from pytest_memleak.planner.layout import Layout
 from pytest_memleak.planner.pace import Links, mean_seconds
+from pytest_memleak.planner.paces import mean
 from pytest_memleak.planner.plan import Plan
 from pytest_memleak.planner.profile import Profile
 from pytest_memleak.planner.search import ALPHA, NothingFits, ladder, search
-from pytest_memleak.planner.segments import Segments, mean
+from pytest_memleak.planner.segments import Segments
 from pytest_memleak.planner.streams import Streams
 from pytest_memleak.wording import size
 from tests.planner.fed import all_plans, all_triples, decoder, odd_layout, odd_links, odd_profile
@@ -152,7 +153,7 @@ def test_no_plan_of_many_blocks_is_better(lora: bool, speed: float, kinds: int) 
     pairs = range(len(streams))
     peaks = np.array([np.max([one.peaks(triples, streams.held(pair)) for one in segments], axis=0) for pair in pairs])
     copies = [streams.copies(np.array([pair])) for pair in pairs]
-    seconds = np.array([mean([one.seconds(triples, of_pair) for one in segments]) for of_pair in copies])
+    seconds = np.array([mean([one.pace.seconds(triples, of_pair) for one in segments]) for of_pair in copies])
     for share in (0.0, 0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0):
         capacity = int(peaks.min() + share * (peaks.max() - peaks.min()))
         found = search(profiles, layout, capacity, LINKS, margin=1.0)
@@ -252,3 +253,23 @@ def test_without_numpy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     layout, profile = decoder(4)
     with pytest.raises(Unavailable, match="pip install numpy"):
         search([profile], layout, GIB, LINKS)
+
+
+def test_what_is_left_free_is_part_of_what_is_needed() -> None:
+    layout, profile = decoder(8)
+    free = GIB // 2
+    with pytest.raises(NothingFits, match=r"fits 4 GiB with 512 MiB left free: .* that with 512 MiB left f") as raised:
+        search([profile], layout, 4 * GIB, LINKS, headroom=free)
+    needed = raised.value.needed
+    with pytest.raises(NothingFits):
+        search([profile], layout, needed - 1, LINKS, headroom=free)
+    assert search([profile], layout, needed, LINKS, headroom=free) == search([profile], layout, needed - free, LINKS)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"capacity": "24G"}, {"capacity": math.inf}, {"margin": 0}, {"margin": -1.0}, {"margin": math.nan}]
+)
+def test_odd_sizes_are_refused(odd: dict[str, Any]) -> None:
+    layout, profile = decoder(2)
+    with pytest.raises(BadInput, match=r"^(capacity|margin)=.* has to be a number of (bytes|more)"):
+        search([profile], layout, odd.get("capacity", GIB), LINKS, margin=odd.get("margin", ALPHA))

@@ -12,4 +12,4 @@ pytest.importorskip("transformers")
 
 
 def test_steps(pytester: pytest.Pytester) -> None:
-    run_alone(pytester, Path(__file__).with_name("simulated_steps.py"))
+    run_alone(pytester, Path(__file__).with_name("simulated_steps.py"), predicts=True)

@@ -14,8 +14,9 @@ from pytest_memleak.planner.layout import Chunk, Layout
 from pytest_memleak.planner.pace import Links, step_seconds
 from pytest_memleak.planner.plan import Plan
 from pytest_memleak.planner.residency import Moves, Residency
-from pytest_memleak.planner.segments import Segments, Triples
+from pytest_memleak.planner.segments import Segments
 from pytest_memleak.planner.streams import Streams
+from pytest_memleak.planner.triples import Triples
 from tests.planner.fed import all_triples, odd_layout, odd_links, odd_profile
 
 COUNTS = [(1,), (1, 2), (0, 1, 3)]
@@ -40,7 +41,7 @@ def test_tables_say_of_every_plan_what_the_walk_says(seed: int) -> None:
         plans = plans_of(triples, persist, buffer)
         peaks = segments.peaks(triples, streams.held(number))
         assert peaks.tolist() == [estimate_peak([profile], layout, plan) for plan in plans]
-        seconds = segments.seconds(triples, streams.copies(np.array([number])))
+        seconds = segments.pace.seconds(triples, streams.copies(np.array([number])))
         assert seconds.tolist() == pytest.approx([step_seconds(profile, layout, plan, links) for plan in plans])
 
 
@@ -63,7 +64,9 @@ def test_bounds_are_never_worse_than_a_plan(seed: int) -> None:
     grouped = Bounds(segments, streams, ends, fewest, most - 1)
     for pair in every.tolist():
         peaks = np.max([one.peaks(triples, streams.held(pair)) for one in segments], axis=0)
-        seconds = np.mean([one.seconds(triples, streams.copies(every[pair : pair + 1])) for one in segments], axis=0)
+        seconds = np.mean(
+            [one.pace.seconds(triples, streams.copies(every[pair : pair + 1])) for one in segments], axis=0
+        )
         b, d, least_seconds, least_peaks = bounds.worth(pair, NEVER, ENDLESS)
         for kept_b, kept_d, quickest, smallest in zip(b, d, least_seconds, least_peaks, strict=True):
             same = (triples.offload == kept_b) & (triples.checkpoint == kept_d)

@@ -73,7 +73,9 @@ def _on_host(forward: Forward, transfers: Transfers, weights: frozenset[int], ah
         saved = SavedOnHost(transfers, lambda tensor: id_of(tensor) in weights or id_of(tensor) in others, ahead)
         begins(saved)
         with saved.hooks():
-            return forward(*args, **_without_cache(kwargs))
+            out = forward(*args, **_without_cache(kwargs))
+        saved.leave()
+        return out
 
     return on_host
 
@@ -97,7 +99,7 @@ def output_of(out: Any) -> torch.Tensor | None:
 
 def when_backward(tensor: torch.Tensor, do: Callable[[], None]) -> None:
     """As soon as the gradient of this tensor is whole: all that came after it has gone backward then."""
-    tensor.register_hook(lambda gradient: do())  # type: ignore[no-untyped-call]
+    tensor.register_hook(lambda gradient: do())
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -6,6 +6,7 @@ it is looked at.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,9 +14,15 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.errors import BadInput
 from pytest_memleak.planner.layout import Layout
 from pytest_memleak.planner.residency import Moves
 from pytest_memleak.planner.running.transfers import Transfers, bytes_of
+
+
+class LeftOnHost(UserWarning):
+    """The card had no room for weights that were streamed."""
 
 
 class _Streamed:
@@ -39,7 +46,7 @@ class _Streamed:
         self._hook: RemovableHandle | None = None
         if weight.requires_grad:
             self.of_host.requires_grad_()
-            self._hook = weight.register_post_accumulate_grad_hook(self._leave)  # type: ignore[no-untyped-call]
+            self._hook = weight.register_post_accumulate_grad_hook(self._leave)
         self.drop()
 
     def drop(self) -> None:
@@ -51,11 +58,17 @@ class _Streamed:
     def fill(self) -> None:
         self._whole.copy_(self._host, non_blocking=True)
 
-    def restore(self) -> None:
-        self.make_room()
-        self.fill()
+    def restore(self) -> bool:
+        """Whether it is on the card again. Where that is full it is the host's from now on, whole as well."""
         if self._hook is not None:
             self._hook.remove()
+        try:
+            self.make_room()
+        except torch.OutOfMemoryError:
+            self.weight.data = self.of_host.data
+            return False
+        self.fill()
+        return True
 
     def _leave(self, weight: torch.Tensor) -> None:
         """Its gradient goes to the host as soon as it is whole."""
@@ -72,18 +85,34 @@ class _Streamed:
         return host.view(self._dtype).as_strided(self._shape, self._stride)
 
 
+def refuse_emptied(model: nn.Module) -> None:
+    """What another plan has taken off the card is not there to be copied, or to be computed with."""
+    for name, weight in model.named_parameters():
+        if weight.nbytes and not weight.untyped_storage().nbytes():
+            raise BadInput(
+                f"{name} has no memory, as under a plan: leave the with block of the training that streams it before "
+                "another one begins, and before a step is profiled"
+            )
+
+
 class States:
     """The streamed chunks of one model."""
 
     def __init__(self, model: nn.Module, layout: Layout, n_persist: int, transfers: Transfers) -> None:
         self._transfers = transfers
-        weights = dict(model.named_parameters())
-        self._chunks = {
-            number: [_Streamed(weights[name], transfers) for name in chunk.names]
-            for number, chunk in enumerate(layout.chunks)
-            if number >= n_persist
-        }
         self._arriving: dict[int, Any] = {}
+        self._chunks: dict[int, list[_Streamed]] = {}
+        refuse_emptied(model)
+        weights = dict(model.named_parameters())
+        try:
+            for number, chunk in enumerate(layout.chunks):
+                if number >= n_persist:
+                    streamed = self._chunks.setdefault(number, [])
+                    for name in chunk.names:
+                        streamed.append(_Streamed(weights[name], transfers))
+        except BaseException:  # a host that is full, an interrupt: what has left the card by now is nowhere else
+            self.restore()
+            raise
 
     def move(self, moves: Moves) -> None:
         """Chunks that come for the running block are waited for; what comes ahead is, when its block runs."""
@@ -96,9 +125,9 @@ class States:
         for number in moves.fetched:
             self._for_each(number, _Streamed.fill)
         for number in moves.ahead:
-            with self._transfers.beside():
+            with self._transfers.to_card.copying():
                 self._for_each(number, _Streamed.fill)
-            self._arriving[number] = self._transfers.mark()
+            self._arriving[number] = self._transfers.to_card.mark()
 
     def wait_for(self, chunks: Iterable[int]) -> None:
         for number in chunks:
@@ -108,8 +137,16 @@ class States:
         return [one.of_host for chunk in self._chunks.values() for one in chunk if one.of_host.requires_grad]
 
     def restore(self) -> None:
-        for number in self._chunks:
-            self._for_each(number, _Streamed.restore)
+        left = [one for chunk in self._chunks.values() for one in chunk if not one.restore()]
+        if left:
+            gigabytes = format_size(sum(one.weight.nbytes for one in left))
+            warnings.warn(
+                f"the card was full when training ended: {len(left)} weights ({gigabytes}) of the model are on the CPU "
+                "now. Let go of what holds the card's memory, such as the error of an out-of-memory, and call "
+                "model.to(device), or train by another plan, which takes them there",
+                LeftOnHost,
+                stacklevel=2,
+            )
 
     def _for_each(self, number: int, do: Callable[[_Streamed], None]) -> None:
         for one in self._chunks[number]:

@@ -71,14 +71,25 @@ class Training:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.optimizers.clear()
+        self._swapped.clear()  # of a step that was given up: what it holds on the card, weights may need
+        self._leaving.clear()
         self._undo.close()
 
     def step(self) -> None:
-        self._end()
-        self._transfers.finish()
+        self.finish()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+
+    def finish(self) -> None:
+        """Until all gradients are where their optimizers are."""
+        self._end()
+        self._transfers.finish()
+
+    def give_up(self) -> None:
+        """Instead of a step: gradients go, and weights stay as they are."""
+        for weight in (*self._model.parameters(), *self._states.trained_on_host()):
+            weight.grad = None
 
     def _to_card(self) -> None:
         """What is not streamed; a weight that is tied stays so."""

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 
+class Lane:
+    """Copies one way, beside the work: they come after what was asked for before, and do not hold up what is next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> Any:
+        """An event after the copies so far."""
+        return None if self._stream is None else self._stream.record_event()
+
+
 class Transfers:
-    """Two ways to copy: in the order of the work itself, or beside it, with an event that the work waits for."""
+    """In the order of the work itself, or beside it, with an event that the work waits for."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._beside = None
-        if device.type == "cuda":
-            self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # A link carries as much one way while it carries as much the other.
+        self.to_card, self.to_host = Lane(device), Lane(device)
 
     def host_memory(self, bytes_: int) -> torch.Tensor:
         """Pinned for a card. Where the CPU stands in for one, memory that is not torch's, and so not on that card."""
-        if self._beside is not None:
+        if self.device.type == "cuda":
             return torch.empty(bytes_, dtype=torch.uint8, pin_memory=True)
         import numpy
 
         return torch.from_numpy(numpy.empty(bytes_, numpy.uint8))
-
-    @contextlib.contextmanager
-    def beside(self) -> Any:
-        """Copies in it come after the work that was asked for before, and do not hold up what is asked for next."""
-        if self._beside is None:
-            yield
-            return
-        self._beside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._beside):
-            yield
-
-    def mark(self) -> Any:
-        """An event after the copies so far that run beside the work."""
-        return None if self._beside is None else self._beside.record_event()
 
     def wait(self, event: Any) -> None:
         """What the work does from now on comes after it."""
@@ -46,7 +53,7 @@ class Transfers:
 
     def finish(self) -> None:
         """Until the host may read what was copied to it."""
-        if self._beside is not None:
+        if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
