@@ -10,16 +10,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pytest_memleak.budget.term import Term
+from pytest_memleak.records.baselines.entry import Entry
+
 Verdict = Literal["pass", "fail", "inconclusive", "not judged"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """What a name in a limit meant: ``fp16_size``, 2,200,100,864 B, "1,100,050,432 parameters × 2 B of Llama…"."""
-
-    name: str
-    bytes: int
-    meaning: str
+WORST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "not judged", "pass")
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class CheckResult:
     measured: int | None = None
     """What is held against the limit: an absolute peak, or the growth of a leak."""
     base: int | None = None
-    """Of a peak: what was there before the test began."""
+    """Of a peak: what was there before the test began. Of a baseline: what of that is not in `measured`."""
     limit: Limit | None = None
     let_go_of: int = 0
     """Of a peak: bytes in mapped files that came and went, and are not in `measured`."""
@@ -80,6 +75,8 @@ class CheckResult:
     """False in report mode and for readings without a limit: shown, never failing."""
     rank: int | None = None
     """Whose it is, of a test that ran on several."""
+    recorded: int | None = None
+    """Of a baseline: the peak that the file has."""
 
 
 @dataclass(frozen=True)
@@ -150,18 +147,22 @@ class TestRecord:
     """Only where somebody wants to see them."""
     ranks: int = 0
     """On how many it ran; 0: on the process that reports it."""
+    baseline: Entry | None = None
+    """What a baseline would say of it; None where that was not asked for, or is not known."""
 
     @property
     def verdict(self) -> Verdict | None:
         """The worst of the results; None when nothing was asked."""
-        order: tuple[Verdict, ...] = ("fail", "inconclusive", "not judged", "pass")
         seen = {result.verdict for result in self.results if result.enforced}
-        return next((verdict for verdict in order if verdict in seen), None)
+        return next((verdict for verdict in WORST_FIRST if verdict in seen), None)
 
     def as_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self) | {"verdict": self.verdict}
         if not self.timelines:
             del data["timelines"]
+        del data["baseline"]
+        if self.baseline is not None:
+            data["baseline"] = self.baseline.as_json()
         return data
 
     @classmethod
@@ -175,6 +176,7 @@ class TestRecord:
                 "results": tuple(_result(result) for result in fields.get("results", ())),
                 "blocks": tuple(Block(**block) for block in fields.get("blocks", ())),
                 "notes": tuple(fields.get("notes", ())),
+                "baseline": Entry.from_json(fields["baseline"]) if fields.get("baseline") else None,
                 "timelines": tuple(_timeline(timeline) for timeline in fields.get("timelines", ())),
             }
         )

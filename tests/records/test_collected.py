@@ -60,8 +60,9 @@ def test_iteration_is_sorted_whatever_came_first() -> None:
 
 def test_every_verdict_has_its_own_count() -> None:
     collected = Collected()
-    for number, verdict in enumerate(("pass", "fail", "inconclusive", "not judged")):
-        collected.add(record(f"a::{number}", verdict))  # type: ignore[arg-type]
+    verdicts: tuple[Verdict, ...] = ("pass", "fail", "inconclusive", "not judged")
+    for number, verdict in enumerate(verdicts):
+        collected.add(record(f"a::{number}", verdict))
     collected.add(TestRecord("a::unasked", "a.py", 1))
     collected.add(record("a::reported", "fail", enforced=False))
     totals = collected.totals()
