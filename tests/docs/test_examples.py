@@ -1,7 +1,8 @@
 """What the documentation shows is run: the examples, the test files in its pages, and the messages it quotes.
 
 A test file in a page stands below ``<!-- run: passed=1 -->``, with what comes of it. Output quoted from those files
-stands below ``<!-- printed -->``, from another file below ``<!-- printed by examples/… -->``.
+stands below ``<!-- printed -->``, from another file below ``<!-- printed by examples/… -->``, and what another page
+shows below ``<!-- quoted from … -->``.
 """
 
 from __future__ import annotations
@@ -149,6 +150,15 @@ def test_every_test_in_a_page_is_run(page: Path) -> None:
     for block in blocks_of(page):
         if block.language == "python" and "def test_" in block.text:
             assert block.note.startswith("run:"), f"a test that nobody runs: {block.text[:60]!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_quotes_from_another_stands_there(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.note.startswith("quoted from "):
+            source = page.parent / block.note.removeprefix("quoted from ")
+            shown = [other.text for other in blocks_of(source)]
+            assert any(block.text in text for text in shown), f"{source.name} shows this no more:\n{block.text}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
