@@ -25,43 +25,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.real_sizes import qwen3_30b_a3b, qwen3_32b
+
 GB = 1e9
 SEED = "transformers#45649: ~60 GB a node as it should be, ~480 GB with zeros_like"
 
 
-def config_of(model: str) -> Any:
-    """By what the config.json of Qwen/Qwen3-30B-A3B and Qwen/Qwen3-32B says of sizes."""
-    from transformers import Qwen3Config, Qwen3MoeConfig
-
-    alike: dict[str, Any] = {
-        "vocab_size": 151936,
-        "head_dim": 128,
-        "max_position_embeddings": 40960,
-        "tie_word_embeddings": False,
-    }
-    if model == "qwen3-32b":
-        return Qwen3Config(
-            hidden_size=5120,
-            intermediate_size=25600,
-            num_hidden_layers=64,
-            num_attention_heads=64,
-            num_key_value_heads=8,
-            **alike,
-        )
-    return Qwen3MoeConfig(
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_hidden_layers=48,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        num_experts=128,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        **alike,
-    )
-
-
+MODELS = {"qwen3-30b-a3b": qwen3_30b_a3b, "qwen3-32b": qwen3_32b}
 LAYERS = {"qwen3-30b-a3b": "Qwen3MoeDecoderLayer", "qwen3-32b": "Qwen3DecoderLayer"}
 
 
@@ -221,7 +193,7 @@ def main() -> None:
         if not (folder / "config.json").exists():
             from pytest_memleak.upstream.checkpoints import make_checkpoint
 
-            make_checkpoint(config_of(given.model), folder, sparse=True, tokenizer=False)
+            make_checkpoint(MODELS[given.model](), folder, sparse=True, tokenizer=False)
         if given.rank is not None:
             print(json.dumps(one_rank(given.rank, given, folder)))
             return

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.budget.term import Term
 from pytest_memleak.ledger.at_peak import lines_of
 from pytest_memleak.records.collected import Collected
-from pytest_memleak.records.record import AtPeak, CardInfo, CheckResult, Limit, Term, TestRecord, Timeline
+from pytest_memleak.records.record import AtPeak, CardInfo, CheckResult, Limit, TestRecord, Timeline
 from pytest_memleak.records.run import RunInfo, versions
 from pytest_memleak.report import html
 from pytest_memleak.wording import peak_message

@@ -34,7 +34,7 @@ class Recorder:
 
         if not self.recording:
             return
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()
         self.free, self.total = torch.cuda.mem_get_info()
         if torch.cuda.memory_reserved():
             raise RuntimeError("the allocator holds memory before the recording begins")

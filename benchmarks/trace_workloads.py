@@ -174,7 +174,7 @@ def stress(
     most = 8 * MIB if tiny else 6 * GIB
     largest = math.log2(MIB if tiny else 300_000_000)
     more = streams - 1 if recorder.recording else 0
-    others = [torch.cuda.Stream() for _ in range(more)]  # type: ignore[no-untyped-call]
+    others = [torch.cuda.Stream() for _ in range(more)]
     live: list[tuple[int, Any]] = []
     recorder.kept.append(live)
     held = 0

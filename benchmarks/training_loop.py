@@ -29,10 +29,10 @@ def main() -> None:
     options = parser.parse_args()
     loop = _loop(options.device, options.steps)
     plans = {
-        "max_peak": Plan(peak=max_peak("100G")("benchmark")),  # type: ignore[arg-type]
+        "max_peak": Plan(peak=max_peak("100G")("benchmark")),
         "max_peak and max_leak": Plan(
-            peak=max_peak("100G")("benchmark"),  # type: ignore[arg-type]
-            leak=max_leak("1G")("benchmark"),  # type: ignore[arg-type]
+            peak=max_peak("100G")("benchmark"),
+            leak=max_leak("1G")("benchmark"),
         ),
     }
     print(f"torch {torch.__version__}, {options.device}, {options.steps} steps a round, {options.rounds} rounds")

@@ -89,7 +89,7 @@ def run_row(name: str, simulated: bool, folder: Path) -> dict[str, Any]:
     row, device = ROWS[name], "cuda:0"
     prepared = row.prepare(folder)
     torch.manual_seed(0)
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()
     torch.cuda.reset_peak_memory_stats()
     kept, outcome, message = None, "fits", ""
     with HostPeak() as host:

@@ -4,6 +4,9 @@ Beside the markers and fixtures that pytest knows, six things serve code without
 `with pytest_memleak.measure("load") as load: …`, `pytest_memleak.watch(model)`, `pytest_memleak.no_nan(model)`,
 `pytest_memleak.same_on_all_ranks(model)`, `pytest_memleak.predict(program, card="24G")`, and
 `pytest_memleak.fixes.apply("four_bit_load")`.
+
+PYTEST_DONT_REWRITE: the process of a rank has imported this before pytest is there, which would warn of it: an error
+under `filterwarnings = error`. No other module is meant.
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ from pytest_memleak.meters.reading import PREDICTED
 from pytest_memleak.ranks import world
 from pytest_memleak.records.record import CheckResult
 from pytest_memleak.values.exchange import Exchange
+from pytest_memleak.values.found import Scan
 from pytest_memleak.values.inside import simulated
 from pytest_memleak.values.looks import Look
 from pytest_memleak.values.named import GRADIENT, LOSS, STATE, Named, of_anything, of_optimizer
 from pytest_memleak.values.norms import infinite_norm
-from pytest_memleak.values.scan import Scan, scan
+from pytest_memleak.values.scan import scan
 from pytest_memleak.values.summary import summary
 
 if TYPE_CHECKING:

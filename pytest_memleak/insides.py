@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import copy
 import gc
 import logging
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Iterable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pytest
@@ -25,10 +27,18 @@ def let_go_of_what_pytest_keeps(item: Any) -> None:
     for name in list(arguments):
         if name in definitions and definitions[name][-1].scope == "function":
             del arguments[name]
+    if isinstance(item, pytest.DoctestItem):
+        _let_go_of_what_was_displayed()
     # Copies: the program's own handlers may keep a record, and what that holds is a leak.
     capturing = [one.records for one in logging.getLogger().handlers if isinstance(one, LogCaptureHandler)]
     for records in (*item.stash.get(caplog_records_key, {}).values(), *capturing):
         records[:] = map(_only_words, records)
+
+
+def _let_go_of_what_was_displayed() -> None:
+    """Python keeps the last value that an example displayed as `_`, where gettext has a function of its own."""
+    if not isinstance(getattr(builtins, "_", None), FunctionType | MethodType):
+        vars(builtins).pop("_", None)
 
 
 def _only_words(record: logging.LogRecord) -> logging.LogRecord:
@@ -46,6 +56,24 @@ def _only_words(record: logging.LogRecord) -> logging.LogRecord:
 def let_go_of_failures(item: Any) -> None:
     """pytest-rerunfailures keeps what a test raised, with its frames, also where nothing is to be run again."""
     getattr(item, "_rerun_condition_excinfos", {}).clear()
+
+
+@contextlib.contextmanager
+def keeping_no_instance(plugin: Any) -> Iterator[None]:
+    """flaky holds a test's instance, and what is on it, until the test is reported. Its class tells it as much.
+
+    Checked on flaky 3.8, which asks for it before the test is set up. Any other plugin stays as it is.
+    """
+    runner: Any = getattr(plugin, "PLUGIN", None)
+    ask = getattr(runner, "_get_test_instance", None)
+    if ask is None:
+        yield
+        return
+    runner._get_test_instance = lambda item: getattr(item, "cls", None) or ask(item)
+    try:
+        yield
+    finally:
+        del runner._get_test_instance
 
 
 def tear_down(item: Any) -> None:
@@ -88,3 +116,38 @@ def recorded_failure(item: pytest.Item) -> BaseException | None:
     """What a `unittest.TestCase` test raised: pytest keeps it on the item instead of letting it through."""
     recorded = getattr(item, "_excinfo", None)
     return recorded[0].value if recorded else None
+
+
+def own_id(item: pytest.Item) -> str:
+    """Its node id, whatever another plugin has added to that."""
+    return f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
+
+
+def fixtures_in_use(item: Any) -> list[pytest.FixtureDef[Any]]:
+    """Those that the test has asked for so far, and those that these have named as their arguments."""
+    return list(getattr(getattr(item, "_request", None), "_fixture_defs", {}).values())
+
+
+@contextlib.contextmanager
+def noting_fixtures_asked(request: Any) -> Iterator[list[pytest.FixtureDef[Any]]]:
+    """While a fixture is set up: those that its function asks for (`getfixturevalue`), set up before or not."""
+    found: list[pytest.FixtureDef[Any]] = []
+    real = request._get_active_fixturedef
+
+    def noting(name: str) -> Any:
+        definition = real(name)
+        if isinstance(definition, pytest.FixtureDef):  # `request` has something else before pytest 9
+            found.append(definition)
+        return definition
+
+    request._get_active_fixturedef = noting
+    try:
+        yield found
+    finally:
+        del request._get_active_fixturedef
+
+
+def fixtures_named(item: Any) -> list[pytest.FixtureDef[Any]]:
+    """The same as far as it can be told before they are set up."""
+    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return [found[-1] for found in definitions.values() if found]

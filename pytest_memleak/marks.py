@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from threading import TIMEOUT_MAX
+from typing import TypeVar
 
 import pytest
 
 from pytest_memleak.budget.expression import Expression, parse
 from pytest_memleak.budget.sizes import format_size, parse_size
+from pytest_memleak.budget.term import Term
 from pytest_memleak.errors import BadInput
 from pytest_memleak.plan import (
     HOST_LEAK_FLOOR,
@@ -28,14 +31,15 @@ from pytest_memleak.plan import (
     Upstream,
     Warmed,
 )
-from pytest_memleak.records.record import Term
 
 PEAK_KINDS = ("allocated", "requested", "reserved", "driver")
 LEAK_KINDS = ("allocated", "requested", "reserved", "host")
 
 WARM_UPS = ("skipped", "fits", "ran")
 
-Part = PeakBudget | HostPeakBudget | LeakBudget | Cap | Warmed | NoNan | Same | Ranks | Upstream | None
+P = TypeVar("P")
+Marker = Callable[..., Callable[[str], P]]
+"""Called with what a user wrote, and then with where it stands: one promise."""
 
 
 def max_peak(
@@ -46,7 +50,7 @@ def max_peak(
     rank: int | str | None = None,
     model: object = None,
     warmup: bool = True,
-) -> Callable[[str], Part]:
+) -> Callable[[str], PeakBudget]:
     """The peak of the card's memory while the test runs, in absolute bytes, must not exceed LIMIT.
 
     LIMIT is a size ("12G") or an expression over the model's sizes ("0.6 * fp16_size + 200MiB"). of: allocated
@@ -67,7 +71,9 @@ def max_peak(
     return lambda source: PeakBudget(expression, source, of=of, device=device, rank=rank, model=model, warmup=warmup)
 
 
-def max_host_peak(limit: str | int, *, rank: int | str | None = None, model: object = None) -> Callable[[str], Part]:
+def max_host_peak(
+    limit: str | int, *, rank: int | str | None = None, model: object = None
+) -> Callable[[str], HostPeakBudget]:
     """The growth of the process's committed memory while the test runs must not exceed LIMIT (sampled).
 
     rank: as of max_peak; "sum" is what all ranks take of a machine.
@@ -79,7 +85,7 @@ def max_host_peak(limit: str | int, *, rank: int | str | None = None, model: obj
 
 def max_leak(
     limit: str | int = 0, *, of: str | None = None, repeat: int = 1, warmups: int | None = None
-) -> Callable[[str], Part]:
+) -> Callable[[str], LeakBudget]:
     """What the test still holds after its fixtures are torn down must not exceed LIMIT (default: nothing).
 
     repeat: run it that often with fresh fixtures and judge the growth per run; warmups: runs before, not counted
@@ -97,7 +103,7 @@ def max_leak(
     return lambda source: LeakBudget(expression, source, of=of, repeat=repeat, warmups=runs_before)
 
 
-def gpu_cap(size: str | int, *, told: bool = True, free: str | int | None = None) -> Callable[[str], Part]:
+def gpu_cap(size: str | int, *, told: bool = True, free: str | int | None = None) -> Callable[[str], Cap]:
     """The test's card has SIZE bytes: more is refused with torch's own OutOfMemoryError, and whoever asks is told so.
 
     told=False: refused only, as set_per_process_memory_fraction leaves it. free="6G": the rest is occupied by somebody
@@ -112,7 +118,7 @@ def gpu_cap(size: str | int, *, told: bool = True, free: str | int | None = None
     return lambda source: Cap(total, source, told=told, free=room)
 
 
-def allocator_warmup(expected: str) -> Callable[[str], Part]:
+def allocator_warmup(expected: str) -> Callable[[str], Warmed]:
     """What becomes of transformers' caching_allocator_warmup, one large request before the weights are loaded.
 
     "fits": it asks for no more than is free and than the card's cap leaves. "skipped": it asks for nothing in a load
@@ -125,7 +131,7 @@ def allocator_warmup(expected: str) -> Callable[[str], Part]:
 
 def ranks(
     n: int, *, backend: str | bool | None = None, nnodes: int = 1, timeout: float | None = None
-) -> Callable[[str], Part]:
+) -> Callable[[str], Ranks]:
     """The test runs on N processes at once, each with fixtures of its own; its other promises are each rank's.
 
     backend: of their default process group, which is there before the fixtures are (default: NCCL and gloo on GPUs,
@@ -142,12 +148,13 @@ def ranks(
         raise BadInput(f"{n} ranks are not to be shared alike by nnodes={nnodes}")
     if backend is True or not (backend is None or backend is False or (isinstance(backend, str) and backend)):
         raise BadInput(f'backend={backend!r} is not a backend: write "gloo", "nccl", or False for none')
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0):
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and 0 < timeout <= TIMEOUT_MAX):  # a clock takes no inf, and no NaN
         raise BadInput(f"timeout={timeout!r} is not a number of seconds")
     return lambda source: Ranks(n, source, backend, nnodes, timeout)
 
 
-def no_nan(*, poison: bool = True, gradients: bool = False, model: object = None) -> Callable[[str], Part]:
+def no_nan(*, poison: bool = True, gradients: bool = False, model: object = None) -> Callable[[str], NoNan]:
     """What the test loads or builds holds no NaN: parameters (and no infinities), buffers, quantization states.
 
     Judged of each model as it was last: when it ended, or when the body had. poison: what is uninitialized is filled
@@ -163,18 +170,18 @@ def no_nan(*, poison: bool = True, gradients: bool = False, model: object = None
     return lambda source: NoNan(source, poison=poison, gradients=gradients, model=model)
 
 
-def same_on_all_ranks() -> Callable[[str], Part]:
+def same_on_all_ranks() -> Callable[[str], Same]:
     """Buffers and parameters that are not sharded hold what rank 0's do, bit by bit, when the body has ended."""
     return Same
 
 
-def memleak_fix(*names: str) -> Callable[[str], Part]:
+def memleak_fix(*names: str) -> Callable[[str], Upstream]:
     """While the test runs, upstream is mended by the reference fixes of these NAMES, where it needs that."""
     _known_fixes(names, "memleak_fix")
     return lambda source: Upstream(names, source)
 
 
-def memleak_bug(*names: str, flavour: str | None = None) -> Callable[[str], Part]:
+def memleak_bug(*names: str, flavour: str | None = None) -> Callable[[str], Upstream]:
     """While the test runs, upstream has the bugs of these NAMES, whatever its release: to see a test fail.
 
     flavour: which of the ways in which upstream had it, where there were several.
@@ -206,12 +213,12 @@ def _check_flavour(name: str, flavour: str) -> None:
     fixes.find(name).flavour(flavour)
 
 
-def memleak_off() -> Callable[[str], Part]:
-    """No default limit from flags, environment or ini applies to this test; its own markers do."""
-    return lambda source: None
+def memleak_off() -> Callable[[str], bool]:
+    """No default limit from flags, environment or ini applies to this test, and no baseline; its own markers do."""
+    return lambda source: True
 
 
-MARKERS: tuple[Callable[..., Callable[[str], Part]], ...] = (
+MARKERS: tuple[Marker[object], ...] = (
     max_peak,
     max_host_peak,
     max_leak,

@@ -15,7 +15,7 @@ from pytest_memleak.events import garbage
 from pytest_memleak.events.children import ChildWatch
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
-from pytest_memleak.meters.accelerator import release_workspaces
+from pytest_memleak.meters.accelerator import release_cached_blocks, release_workspaces
 from pytest_memleak.meters.gauge import SharedGauge, Window
 from pytest_memleak.meters.host import settled
 from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Reading
@@ -123,13 +123,13 @@ class Measurement:
             recording.pause()
         self.children = self._child_watch.unmeasured()
 
-    def run_ended(self) -> None:
-        """The function fixtures are torn down: what is held now stays."""
+    def run_ended(self, judged: bool = True) -> None:
+        """The function fixtures are torn down: what is held now stays. `judged`: somebody will ask how much that is."""
         self.timeline.pause()
         if self._leaks:
             garbage.collect_unless_off()
             release_workspaces()
-            if any(reading.grown(kind) > 0 for reading in self._read() for kind in reading.end):
+            if judged and self._holds_more():
                 # It may have replaced something older: that is among the frozen, where only this looks.
                 garbage.collect_everything()
         self.timeline.sample()
@@ -176,9 +176,21 @@ class Measurement:
         # what the frames of a failed test held would count in the peak of the next.
         garbage.drop_last_exception()
         garbage.settle()
-        if self._leaks or self.plan.peak is not None:
-            # They would make a test's numbers depend on which tests ran before it.
+        # Either would make a test's numbers depend on which tests ran before it.
+        if self._leaks or self.plan.peak is not None or self.plan.baseline:
             release_workspaces()
+        if self.plan.baseline:
+            release_cached_blocks()
+
+    def _holds_more(self) -> bool:
+        """Of what the leak is judged by: a process's pages and a card's segments grow in tests without a leak too."""
+        of = (self.plan.leak.of if self.plan.leak else None) or "allocated"
+        return any(
+            reading.grown(kind) > 0
+            for reading in self._read()
+            for kind in reading.end
+            if kind == of or self._host_leaks
+        )
 
     def _open_windows(self) -> None:
         for gauge in self._gauges:

@@ -120,6 +120,8 @@ class Plan:
     same: Same | None = None
     bugs: Upstream | None = None
     fixes: Upstream | None = None
+    baseline: bool = False
+    """Its peak is held against the run's baseline, and kept for it."""
     report: bool = False
     """Report mode: peak and leak are measured without any limit, and no limit fails the test."""
     cap_is_asked: bool = False

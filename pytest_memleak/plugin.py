@@ -5,7 +5,8 @@ What happens around a test is in `hooks.measuring`, which is registered only whe
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,7 @@ def _simulate(config: pytest.Config, read: settings.Settings) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from pytest_memleak.hooks.baselines import begin
     from pytest_memleak.hooks.reporting import Reporting, check_paths
     from pytest_memleak.workers.worker import is_worker
 
@@ -50,9 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     config.stash[SETTINGS] = read = settings.read(config)
     _simulate(config, read)  # a plugin that a conftest brought along was not asked before
-    if not is_worker(config) and not _is_another_rank(config):
+    reporting = not is_worker(config) and not _is_another_rank(config)
+    baseline = begin(config, read, reporting=reporting)
+    if reporting:
         check_paths(read)
-        config.pluginmanager.register(Reporting(config, read), "memleak-reporting")
+        config.pluginmanager.register(Reporting(config, read, baseline), "memleak-reporting")
     if not at_least(pytest.__version__, "9"):
         from pytest_memleak.hooks.marked_fixtures import MarkedFixtures
 
@@ -70,7 +74,34 @@ def _is_another_rank(config: pytest.Config) -> bool:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     from pytest_memleak.report.header import header_lines
 
-    return header_lines(config.stash[SETTINGS])
+    lines = header_lines(config.stash[SETTINGS])
+    if config.getoption("dist", "no") != "no":  # of pytest-xdist: this process starts workers
+        from pytest_memleak.hooks import assigning
+
+        lines += assigning.header(config)
+    return lines
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """Called before `pytest_configure`."""
+    from pytest_memleak.hooks import assigning
+
+    return assigning.fewer(config, (yield))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    from pytest_memleak.hooks import assigning
+
+    assigning.deal(config, specs)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    from pytest_memleak.hooks import assigning
+
+    assigning.tell(node.config, node)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -104,6 +135,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         session.config.pluginmanager.register(MeasuredTests(read, live), "memleak-measuring")
         wait_for_callbacks(session.config)
         around_tests(session, read)
+    _share_cards(session, read)
+
+
+def _share_cards(session: pytest.Session, read: settings.Settings) -> None:
+    from pytest_memleak.workers.worker import is_worker
+
+    if is_worker(session.config):
+        from pytest_memleak.hooks import sharing
+
+        sharing.around_tests(session, read)
 
 
 def _takes(item: pytest.Item, ranks: Ranks, plan: Plan | None, read: settings.Settings) -> bool:

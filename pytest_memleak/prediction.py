@@ -135,8 +135,9 @@ def predict_on(fn: Callable[[PredictedCard], object], profile: Profile) -> Predi
         if doubt is None and not refusal and margin > allocator.total - allocator.others - recording.peaks["reserved"]:
             doubt = f"{format_size(margin)} more than fits may be wanted at the peak: {simulation.margins}"
         at_peak = groups_of(recording.read().held)
-        del kept
-        gc.collect()  # what it made must not outlive the card
+        if kept is not None:  # else all that it made has been collected
+            del kept
+            gc.collect()  # what it made must not outlive the card
         return Prediction(
             card=given,
             fits=not refusal,

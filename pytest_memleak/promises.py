@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.mark.structures import get_unpacked_marks
@@ -16,15 +18,29 @@ from _pytest.nodes import Node
 
 from pytest_memleak import fixtures
 from pytest_memleak.errors import BadInput
-from pytest_memleak.marks import MARKERS, Part, max_host_peak, max_leak, max_peak, memleak_off, ranks, shown
+from pytest_memleak.marks import (
+    Marker,
+    P,
+    allocator_warmup,
+    gpu_cap,
+    max_host_peak,
+    max_leak,
+    max_peak,
+    memleak_bug,
+    memleak_fix,
+    memleak_off,
+    no_nan,
+    ranks,
+    same_on_all_ranks,
+    shown,
+)
 from pytest_memleak.plan import Cap, Plan, Ranks
 from pytest_memleak.settings import SIMULATED, Settings
 
 
 def read_ranks(item: pytest.Item) -> Ranks | None:
     """On how many ranks the test is to run; None: on this process alone."""
-    found = _read(item, ranks)
-    return found if isinstance(found, Ranks) else None
+    return _read(item, ranks)
 
 
 def check_ranks(plan: Plan | None, ranks: Ranks | None) -> None:
@@ -42,26 +58,33 @@ def check_ranks(plan: Plan | None, ranks: Ranks | None) -> None:
 
 def read_plan(item: pytest.Item, settings: Settings) -> Plan | None:
     """What is to be watched during `item`; None when nothing is."""
-    defaults = {} if _read(item, memleak_off) else _defaults(settings)
-    promised = [marker for marker in MARKERS if marker not in (ranks, memleak_off)]
-    parts = {marker.__name__: _read(item, marker) or defaults.get(marker.__name__) for marker in promised}
-    own_cap = parts["gpu_cap"]
-    cap = own_cap or _run_cap(settings)
-    marked = any(parts.values()) or settings.reporting or any(map(partial(_uses, item), _CARD_FIXTURES))
-    if not marked and cap is None and settings.backend != SIMULATED:
+    is_off = _read(item, memleak_off) is not None
+
+    def promise(marker: Marker[P]) -> P | None:
+        return _read(item, marker) or (None if is_off else _default(settings, marker))
+
+    promised = Plan(
+        peak=promise(max_peak),
+        host_peak=promise(max_host_peak),
+        leak=promise(max_leak),
+        cap=promise(gpu_cap),
+        warmup=promise(allocator_warmup),
+        no_nan=promise(no_nan),
+        same=promise(same_on_all_ranks),
+        fixes=promise(memleak_fix),
+        bugs=promise(memleak_bug),
+    )
+    marked = promised != Plan() or settings.reporting or any(map(partial(_uses, item), _CARD_FIXTURES))
+    baseline = settings.baseline is not None and not is_off
+    cap = promised.cap or _run_cap(settings)
+    if not marked and not baseline and cap is None and settings.backend != SIMULATED:
         return None
-    return Plan(
-        peak=parts["max_peak"],  # type: ignore[arg-type]  # each marker makes its own kind of part
-        host_peak=parts["max_host_peak"],  # type: ignore[arg-type]
-        leak=parts["max_leak"],  # type: ignore[arg-type]
-        warmup=parts["allocator_warmup"],  # type: ignore[arg-type]
-        no_nan=parts["no_nan"],  # type: ignore[arg-type]
-        same=parts["same_on_all_ranks"],  # type: ignore[arg-type]
-        cap=cap,  # type: ignore[arg-type]
-        bugs=parts["memleak_bug"],  # type: ignore[arg-type]
-        fixes=parts["memleak_fix"],  # type: ignore[arg-type]
+    return replace(
+        promised,
+        cap=cap,
+        cap_is_asked=promised.cap is not None,
+        baseline=baseline,
         report=settings.reporting,
-        cap_is_asked=own_cap is not None,
         marked=marked,
     )
 
@@ -81,21 +104,21 @@ def _uses(item: pytest.Item, name: str) -> bool:
     return True
 
 
-def _read(item: pytest.Item, marker: Callable[..., Callable[[str], Part]]) -> Part | bool:
-    """The closest of the item's marks of one name, as a part of the plan; None without one."""
+def _read(item: pytest.Item, marker: Marker[P]) -> P | None:
+    """What the closest of the item's marks of one name promises; None without one."""
     name = marker.__name__
     found = _closest(item, name)
     if found is None:
         return None
     mark, where = found
     try:
-        part = _bound(marker, mark)
+        promise = _bound(marker, mark)
     except BadInput as error:
         raise error.located(f"{where}: @pytest.mark.{name}") from None
-    return part(f"{where} @{name}") or True
+    return promise(f"{where} @{name}")
 
 
-def _bound(marker: Callable[..., Callable[[str], Part]], mark: pytest.Mark) -> Callable[[str], Part]:
+def _bound(marker: Marker[P], mark: pytest.Mark) -> Callable[[str], P]:
     signature = inspect.signature(marker)
     try:
         bound = signature.bind(*mark.args, **mark.kwargs)
@@ -151,8 +174,9 @@ def mark_location(node: Node, name: str) -> str:
     if path is None:
         return node.nodeid
     shown = _relative(Path(path), node.config.rootpath)
+    tested: Any = getattr(node, "obj", None)
     try:
-        lines, first = inspect.getsourcelines(inspect.unwrap(getattr(node, "obj", None)))  # type: ignore[arg-type]
+        lines, first = inspect.getsourcelines(inspect.unwrap(tested))
     except (OSError, TypeError):
         return shown
     numbered = enumerate(lines, start=max(first, 1))
@@ -163,14 +187,10 @@ def _relative(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _defaults(settings: Settings) -> dict[str, Part]:
-    """The limits that hold for tests without the marker. The texts were checked when the settings were read."""
-    makers: dict[str, Callable[[str], Callable[[str], Part]]] = {
-        "max_peak": max_peak,
-        "max_host_peak": max_host_peak,
-        "max_leak": max_leak,
-    }
-    return {name: makers[name](given.text)(given.source) for name, given in settings.defaults.items()}
+def _default(settings: Settings, marker: Marker[P]) -> P | None:
+    """What holds for tests without the marker. Its text was checked when the settings were read."""
+    given = settings.defaults.get(marker.__name__)
+    return None if given is None else marker(given.text)(given.source)
 
 
 def _run_cap(settings: Settings) -> Cap | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from pytest_memleak.cards.card import Card
-from pytest_memleak.cards.room import Room
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.plan import Cap, Plan
+from pytest_memleak.room import Room
 from pytest_memleak.upstream.targets import as_accelerator
 from pytest_memleak.upstream.warmup import Around, WarmupSpy
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Literal
 
 from pytest_memleak.budget.sizes import UNITS, format_size
 from pytest_memleak.records.record import AtPeak, CardInfo, Verdict
 
 _LIMIT_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
-_VERDICT_WORDS: dict[Verdict, str] = {
+VERDICT_WORDS: dict[Verdict, str] = {
     "pass": "passed",
     "fail": "FAILED",
     "inconclusive": "INCONCLUSIVE",
@@ -108,6 +109,35 @@ def leak_message(
     return _message("max_leak", verdict, what, measured, limit, f"{kind} on {device}, {how}", why)
 
 
+def baseline_message(
+    what: Verdict | Literal["to be raised"],
+    *,
+    measured: int,
+    recorded: int,
+    higher: bool,
+    tolerance: str,
+    where: str,
+    why: str = "",
+) -> str:
+    """First line of ``baseline``: both numbers, and how far they are apart."""
+    left, right = compared(measured, recorded)
+    numbers = f"peak {left} {'>' if higher else 'against'} recorded {right}"
+    if higher:
+        numbers += f": {change(measured, recorded)}, tolerance {tolerance}"
+    elif measured != recorded:
+        numbers += f": {change(measured, recorded)}"
+    words = "to be raised" if what == "to be raised" else VERDICT_WORDS[what]
+    return f"baseline {words}: {f'{why}; read: ' if why else ''}{numbers} ({where})"
+
+
+def change(measured: int, recorded: int) -> str:
+    """``+100 MiB (+50 %)``; without a share where there was nothing."""
+    difference = measured - recorded
+    sign = "+" if difference > 0 else "-" if difference else "±"
+    share = f" ({difference / recorded:+.1%})".replace("%", " %") if recorded and difference else ""
+    return f"{sign}{format_size(abs(difference))}{share}"
+
+
 def sum_line(check: str, measured: int, base: int) -> str:
     """``base 0.5 GiB + test 1.647 GiB = peak 2.147 GiB``: what was there before, and what the test added."""
     # A host peak is judged on growth, so the base is not in its number; a card's peak is absolute.
@@ -156,5 +186,5 @@ def _message(
     # The sign follows the numbers: an inconclusive reading below its limit is shown as just that.
     numbers = f"{what} {left} {'>' if measured > limit else '≤'} limit {right} ({where})"
     if verdict in ("inconclusive", "not judged") and why:
-        return f"{check} {_VERDICT_WORDS[verdict]}: {why}; read: {numbers}"
-    return f"{check} {_VERDICT_WORDS[verdict]}: {numbers}{f'; {why}' if why else ''}"
+        return f"{check} {VERDICT_WORDS[verdict]}: {why}; read: {numbers}"
+    return f"{check} {VERDICT_WORDS[verdict]}: {numbers}{f'; {why}' if why else ''}"

@@ -6,11 +6,13 @@ torch's default device.
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import json
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -49,6 +51,18 @@ def on_the_gpu():
     yield
     torch.set_default_device(None)
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def children_hear_signals() -> Iterator[None]:
+    """Under nohup, or in the background of a script, signals are ignored, and what a process starts ignores them, too:
+    tests that send one would wait in vain. A handler is not inherited, and this process goes on ignoring them."""
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 _WATCHED = (
@@ -131,6 +145,7 @@ def keeps_modules() -> Iterator[None]:
 
 
 _EMPTIED = (torch.Tensor, torch.nn.Parameter)
+_KEEPERS = (dict, list, tuple, type(functools.cache(int)))
 
 
 class _KeepsModules:
@@ -152,9 +167,25 @@ class _KeepsModules:
 
 def _empty_tensors_born_since(before: set[int]) -> None:
     """pytester holds on to inner sessions: what their tests leak on purpose must not be the base of the next one."""
+    kept = before | _made_once()
     for thing in gc.get_objects():
-        if id(thing) not in before and type(thing) in _EMPTIED and thing.untyped_storage().resizable():
+        if id(thing) not in kept and type(thing) in _EMPTIED and thing.untyped_storage().resizable():
             thing.untyped_storage().resize_(0)
+
+
+def _made_once() -> set[int]:
+    """Tables that bitsandbytes makes when they are first needed, by an inner run maybe, for all who come later."""
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "bitsandbytes"]
+    todo = [value for module in modules for value in list(vars(module).values())]
+    tensors, seen = set(), set()
+    while todo:
+        thing = todo.pop()
+        if type(thing) in _EMPTIED:
+            tensors.add(id(thing))
+        elif type(thing) in _KEEPERS and id(thing) not in seen:
+            seen.add(id(thing))
+            todo += gc.get_referents(thing)
+    return tensors
 
 
 def run_in_process(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
@@ -176,20 +207,26 @@ def run_on_cpu(pytester: pytest.Pytester) -> Run:
     return run_text
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, run_on_cpu: Run) -> Run:
-    """The same on the CPU, and on the GPU if there is one."""
-    if request.param == "cpu":
-        return run_on_cpu
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    pytester.makeconftest(_ON_THE_GPU)
+@pytest.fixture
+def run_on_gpu(pytester: pytest.Pytester) -> Run:
+    """The same on the GPU as card."""
 
     def run_text(text: str, *args: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=text)
         return run_in_process(pytester, "--gpu-backend=real", *args)
 
     return run_text
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, run_on_cpu: Run, run_on_gpu: Run) -> Run:
+    """The same on the CPU, and on the GPU if there is one."""
+    if request.param == "cpu":
+        return run_on_cpu
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    pytester.makeconftest(_ON_THE_GPU)
+    return run_on_gpu
 
 
 @pytest.fixture(params=["serial", "xdist"])

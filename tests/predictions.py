@@ -23,7 +23,7 @@ from pytest_memleak.prediction import PredictedCard
 
 MIB = 2**20
 
-torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 def train(card: PredictedCard, rows: int = 8) -> Any:

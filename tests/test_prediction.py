@@ -10,4 +10,4 @@ from tests.alone import run_alone
 
 
 def test_predictions(pytester: pytest.Pytester) -> None:
-    run_alone(pytester, Path(__file__).with_name("predictions.py"))
+    run_alone(pytester, Path(__file__).with_name("predictions.py"), predicts=True)

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from pytest_memleak.budget.names import NAMES
 from pytest_memleak.budget.sizes import ALLOWED, LONGEST_TEXT, UNITS, amount, check_sign, shown
+from pytest_memleak.budget.term import Term
 from pytest_memleak.errors import BadInput, MemleakError
-from pytest_memleak.records.record import Term
 
 Values = Mapping[str, Fraction]
 

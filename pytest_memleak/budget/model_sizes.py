@@ -14,8 +14,8 @@ from pytest_memleak.budget.checkpoint import Stored, read_checkpoint, read_json
 from pytest_memleak.budget.names import NAMES
 from pytest_memleak.budget.packed import BLOCK, TABLE, eight_bit_bytes, four_bit_bytes
 from pytest_memleak.budget.seen import sizes_seen
+from pytest_memleak.budget.term import Term
 from pytest_memleak.errors import BadInput, Inconclusive
-from pytest_memleak.records.record import Term
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +63,9 @@ def sizes_of(source: object, *, title: str = "") -> ModelSizes:
     if isinstance(source, str | os.PathLike):
         return _of_path(source, title)
     if hasattr(source, "named_modules"):
+        module: Any = source
         # An observed load knows the checkpoint's dtype and every quantizer, and what the model held at its return.
-        return sizes_seen(source) or of_module(source, title=title)  # type: ignore[arg-type]
+        return sizes_seen(module) or of_module(module, title=title)
     if hasattr(source, "to_diff_dict") and hasattr(source, "model_type"):
         return _of_config(source, title)
     raise BadInput(

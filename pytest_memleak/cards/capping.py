@@ -34,7 +34,7 @@ def capped(cap: Cap, devices: range) -> Iterator[None]:
 @contextlib.contextmanager
 def enforced(cap: Cap, devices: range) -> Iterator[dict[int, int]]:
     """The same without a word to the program; gives what each device's allocator may reserve."""
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()
     with contextlib.ExitStack() as undo:
         yield {index: _enforced(cap, index, undo) for index in devices}
 
@@ -109,7 +109,7 @@ def _tell(cap: Cap, limits: dict[int, int], undo: contextlib.ExitStack) -> None:
 
     totals = {index: torch.cuda.mem_get_info(index)[1] for index in limits}
     places: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
-        (torch.cuda.cudart(), "cudaMemGetInfo", told_memory),  # type: ignore[no-untyped-call]
+        (torch.cuda.cudart(), "cudaMemGetInfo", told_memory),
         (torch._C, "_accelerator_getMemoryInfo", told_memory),
         (torch.cuda, "_get_device_properties", told_properties),
         (torch._C, "_cuda_getMemoryFraction", told_fraction),

@@ -10,16 +10,16 @@ from typing import Protocol
 
 import torch
 
+from pytest_memleak import room
 from pytest_memleak.budget.sizes import format_size
-from pytest_memleak.cards import room
 from pytest_memleak.cards.probe import accelerator_seen
-from pytest_memleak.cards.room import Room
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
+from pytest_memleak.room import Room
 
 
 class Card(Protocol):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pytest_memleak.plan import NoNan
 from pytest_memleak.ranks.world import World
 from pytest_memleak.records.record import CheckResult
+from pytest_memleak.values.found import Bad, Scan
 from pytest_memleak.values.looks import Look
 from pytest_memleak.values.named import GRADIENT, LOSS, STATE
-from pytest_memleak.values.scan import Bad, Scan
 from pytest_memleak.wording import plural
 
 CHECK = "no_nan"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pytest_memleak.budget.term import Term
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Levels, Reading
 from pytest_memleak.plan import TOGETHER, Budget, HostPeakBudget, PeakBudget
 from pytest_memleak.ranks.world import World, current
-from pytest_memleak.records.record import CheckResult, Limit, Term, Verdict
+from pytest_memleak.records.record import CheckResult, Limit, Verdict
 from pytest_memleak.wording import host_peak_message, peak_message, readable_above, size
 
 TermOf = Callable[[str], Term]

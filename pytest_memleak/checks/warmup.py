@@ -9,7 +9,7 @@ from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.plan import Warmed
 from pytest_memleak.records.record import CheckResult, Limit, Verdict
 from pytest_memleak.upstream.warmup import Ask, Load, Warmup
-from pytest_memleak.wording import compared, plural, size
+from pytest_memleak.wording import VERDICT_WORDS, compared, plural, size
 
 CHECK = "allocator_warmup"
 
@@ -19,7 +19,6 @@ _ADVICE = (
 )
 _REST = re.compile(r"(?<=B\.) .*")
 """Of torch's out-of-memory what follows the size that was asked for: all of it is said above in other words."""
-_WORDS: dict[Verdict, str] = {"pass": "passed", "fail": "FAILED", "inconclusive": "INCONCLUSIVE"}
 
 
 def judge_warmup(
@@ -76,7 +75,7 @@ def _judge_device(promise: Warmed, one: tuple[Ask, Warmup, Load], how: str) -> C
     return CheckResult(
         CHECK,
         verdict,
-        f"{CHECK} {_WORDS[verdict]}: {words}",
+        f"{CHECK} {VERDICT_WORDS[verdict]}: {words}",
         device=ask.device,
         kind="requested",
         how=how,
@@ -106,7 +105,7 @@ def _nothing_asked(promise: Warmed, loads: Sequence[Load], how: str) -> CheckRes
     return CheckResult(
         CHECK,
         verdict,
-        f"{CHECK} {_WORDS[verdict]}: no warm-up memory was asked for in {seen}{wanted} ({how})",
+        f"{CHECK} {VERDICT_WORDS[verdict]}: no warm-up memory was asked for in {seen}{wanted} ({how})",
         kind="requested",
         how=how,
         measured=0,

@@ -8,10 +8,16 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from pytest_memleak.cli import bisect, doctor, matrix, predict
+from pytest_memleak.cli import bisect, doctor, matrix, predict, summary
 
 _TAKE_PYTEST = ("matrix", "bisect")
-_RUN = {"doctor": doctor.run, "predict": predict.run, "matrix": matrix.run, "bisect": bisect.run}
+_RUN = {
+    "doctor": doctor.run,
+    "predict": predict.run,
+    "matrix": matrix.run,
+    "bisect": bisect.run,
+    "summary": summary.run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = commands.add_parser("doctor", help="what can be measured on this machine", description=about)
     command.add_argument("--json", action="store_true", help="print the same as data")
-    for module in (predict, matrix, bisect):
+    for module in (predict, matrix, bisect, summary):
         module.add_to(commands)
     return parser
 

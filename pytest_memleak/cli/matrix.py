@@ -28,7 +28,8 @@ def add_to(commands: Any) -> None:
         action="append",
         default=[],
         metavar="PKG==A,B",
-        help="releases to try, also as a specifier (PKG>=5.0,<5.6); several packages are crossed",
+        help="releases to try, also as a specifier (PKG>=5.0,<5.6); several packages are crossed, and a case's own "
+        "releases with those of other packages",
     )
     command.add_argument("--minors", action="store_true", help="of a specifier, the last patch of each minor release")
     trials.add_options(command)
@@ -61,6 +62,8 @@ def run(chosen: argparse.Namespace) -> tuple[str, int]:
 
 def _planned(chosen: argparse.Namespace, known: Known) -> tuple[list[Run], list[Case]]:
     base = trials.base(chosen)
+    if chosen.case and chosen.pytest:
+        raise BadInput(f"-- {' '.join(chosen.pytest)}: a case says itself which test it runs")
     if not chosen.vary:
         if chosen.pytest:
             raise BadInput(f"-- {' '.join(chosen.pytest)}: name the releases to run it against with --vary")
@@ -68,10 +71,22 @@ def _planned(chosen: argparse.Namespace, known: Known) -> tuple[list[Run], list[
             raise BadInput(f"{told[0]} is for the releases of --vary: a case says itself which ones it runs against")
         cases = find(chosen.case)
         return of_cases(cases, known, base, quick=chosen.quick), cases
-    if chosen.case or chosen.quick:
-        raise BadInput("--vary is for tests of your own: a case says itself which releases it runs against")
-    if not chosen.pytest:
-        raise BadInput("--vary needs tests: memleak matrix --vary transformers==5.1.0,5.2.0 -- tests/test_load.py")
+    if chosen.quick:
+        raise BadInput("--quick chooses among a case's own releases, and --vary names them")
+    if not (chosen.pytest or chosen.case):
+        raise BadInput(
+            "--vary needs tests: memleak matrix --vary transformers==5.1.0,5.2.0 -- tests/test_load.py; or a case: "
+            "--case NAME"
+        )
+    releases = _varied(chosen, known)
+    if chosen.pytest:
+        return crossed(releases, chosen.pytest, base), []
+    cases = find(chosen.case)
+    return of_cases(cases, known, base, releases=releases), cases
+
+
+def _varied(chosen: argparse.Namespace, known: Known) -> dict[str, list[str]]:
+    """Releases by package, in the order of the command line."""
     wanted = [varied(text) for text in chosen.vary]
     if chosen.minors and not any(one.specifier for one in wanted):
         raise BadInput("--minors chooses among the releases of a specifier: write --vary 'transformers>=5.0,<5.6'")
@@ -80,7 +95,7 @@ def _planned(chosen: argparse.Namespace, known: Known) -> tuple[list[Run], list[
         if one.package in releases:
             raise BadInput(f"{one.package} is varied twice: write all its releases in one --vary")
         releases[one.package] = releases_of(one, known, pre=chosen.pre, yanked=chosen.yanked, minors=chosen.minors)
-    return crossed(releases, chosen.pytest, base), []
+    return releases
 
 
 def _missing_named(outcomes: list[Outcome]) -> list[Cell]:

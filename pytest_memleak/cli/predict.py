@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.simulated.profiles import DEFAULT, MOST_MEMORY, PROFILES, Profile
 from pytest_memleak.cli.finding import first_line
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
@@ -108,6 +109,7 @@ def _try(asked: Run, profile: Profile) -> Answer:
     from pytest_memleak.cli.answer import Answer
     from pytest_memleak.cli.program import Program
     from pytest_memleak.prediction import predict_on
+    from pytest_memleak.upstream.warmup import LESS_THAN_NOTHING, asked_for_less_than_nothing
 
     program = Program(asked, tell=lambda stage: _tell(f"{profile.name}: {stage}"))
     try:
@@ -115,6 +117,8 @@ def _try(asked: Run, profile: Profile) -> Answer:
     except MemleakError:
         raise
     except Exception as error:  # whatever a library raises on its way: there is no answer then
+        if asked_for_less_than_nothing(error):
+            raise BadInput(f"{LESS_THAN_NOTHING.format(format_size(profile.total))}: give a larger --card") from error
         raise Unavailable(
             f"the {program.stage} ended without an answer: {type(error).__name__}: {first_line(error)}"
         ) from error

@@ -131,9 +131,7 @@ def _adapters(model: Any, run: Run, *, checkpointed: bool = True) -> Any:
     import peft
 
     if run.quantize != "none":
-        model = peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call, unused-ignore]
-            model, use_gradient_checkpointing=checkpointed
-        )
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointed)
     return peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
@@ -143,7 +141,7 @@ def _forward(model: Any, ids: torch.Tensor, *, gradients: bool) -> Any:
 
 
 def _backward(loss: torch.Tensor) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
 
 def _optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -44,7 +44,7 @@ class CudaRecording:
     def begin(self, smallest: int) -> None:
         self._smallest = smallest
         if not smallest:  # it cannot be had for large blocks alone
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.init()
             _history.begin()
             self._recording = True
 
@@ -219,7 +219,7 @@ class _Sampler:
 
     def _attach(self) -> None:
         """Before the program uses CUDA there is no allocator to be attached to."""
-        if not self._attached and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if not self._attached and torch.cuda.is_initialized():
             self._attached = True
             attach: Any = torch._C  # not typed
             attach._cuda_attach_out_of_memory_observer(self._refused)

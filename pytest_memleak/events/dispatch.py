@@ -223,7 +223,7 @@ def _unless_gone(tracker: DispatchTracker) -> Callable[[], None]:
     return forked
 
 
-class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Mode(TorchDispatchMode):
     """One thread's view; a thread that outlives the window keeps its mode, which then only passes on."""
 
     _here = threading.local()

@@ -183,7 +183,8 @@ def filled(like: Like, model: Any) -> None:
 def mark_as_initialized(model: nn.Module) -> None:
     for value in model.state_dict(keep_vars=True).values():
         if isinstance(value, torch.Tensor):
-            setattr(value, "_is_hf_initialized", True)  # noqa: B010 - an attribute that tensors do not have for mypy
+            marked: Any = value
+            marked._is_hf_initialized = True
 
 
 def _put(model: nn.Module, name: str, value: torch.Tensor) -> None:

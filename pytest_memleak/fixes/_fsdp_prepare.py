@@ -128,11 +128,11 @@ def _told_apart(found: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(found)
     def _prepare_fsdp2(self: Any, *args: Any) -> Any:
         models = [one for one in args if isinstance(one, nn.Module)]
-        nowhere = [parameter for model in models for parameter in model.parameters() if parameter.is_meta]
+        nowhere: list[Any] = [parameter for model in models for parameter in model.parameters() if parameter.is_meta]
         for number, parameter in enumerate(nowhere, start=1):
             # No memory has a negative address. As an attribute of the tensor: that is how prepare itself tells the
             # addresses of tensors that it has freed.
-            parameter.data_ptr = functools.partial(int, -number)  # type: ignore[method-assign]
+            parameter.data_ptr = functools.partial(int, -number)
         try:
             return found(self, *args)
         finally:

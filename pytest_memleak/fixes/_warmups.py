@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from pytest_memleak.cards.room import room_of
 from pytest_memleak.fixes.warmup_guard import RESERVE, SMALL_CARD, mode
+from pytest_memleak.room import room_of
 from pytest_memleak.upstream.patches import Patch
 from pytest_memleak.upstream.targets import as_accelerator
 from pytest_memleak.upstream.warmup import MODULE, WARM_UP, device_map_of

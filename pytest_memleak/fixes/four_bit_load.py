@@ -22,6 +22,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
+from pytest_memleak.fixes._loader import loader_and_its_caller
 from pytest_memleak.fixes.frame import Fix
 from pytest_memleak.upstream.patches import Patch, Unrecognised
 
@@ -32,7 +33,7 @@ _ASKED = ("ThreadPoolExecutor", "GLOBAL_WORKERS", "is_env_variable_true")
 
 def _no_pool() -> list[Patch]:
     """Loads that quantize on the way read a tensor when its turn comes."""
-    loader, loading = _modules()
+    loader, loading = loader_and_its_caller("four_bit_load")
     loads = _Loads()
 
     def pools(found: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +48,7 @@ def _no_pool() -> list[Patch]:
 
 def _pool() -> list[Patch]:
     """Loads that quantize on the way hand all their tensors to a pool of threads first."""
-    loader, loading = _modules()
+    loader, loading = loader_and_its_caller("four_bit_load")
     if SpecifierSet(_AFFECTED, prereleases=True).contains(importlib.import_module("transformers").__version__):
         return []
     if missing := [name for name in _ASKED if not hasattr(loader, name)]:
@@ -120,21 +121,6 @@ def _follow(loading: Any, loads: _Loads) -> Patch:
     # Under the name by which models call it.
     name = "convert_and_load_state_dict_in_model"
     return Patch(loading, name, follow, parameters=["model", "state_dict", "load_config"])
-
-
-def _modules() -> tuple[Any, Any]:
-    """The loader, and where it is called. Refused where what a load is asked for does not stand in its config."""
-    try:
-        loader = importlib.import_module("transformers.core_model_loading")
-    except ModuleNotFoundError as error:
-        raise Unrecognised(
-            f"four_bit_load is about the loader of transformers 5, which is not there: {error}"
-        ) from None
-    loading = importlib.import_module("transformers.modeling_utils")
-    known = inspect.signature(loading.LoadStateDictConfig).parameters
-    if missing := {"hf_quantizer", "device_map"}.difference(known):
-        raise Unrecognised(f"LoadStateDictConfig of this release has no {', '.join(sorted(missing))}")
-    return loader, loading
 
 
 FIX = Fix(

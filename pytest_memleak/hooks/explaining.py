@@ -65,7 +65,7 @@ _LEAST = 1 << 20
 
 def recordings_for(plan: Plan, card: Card, when: str) -> tuple[list[Recording], int]:
     """What is recorded of a test, and of how large blocks."""
-    has_peak = plan.peak is not None or plan.host_peak is not None or plan.cap is not None
+    has_peak = plan.peak is not None or plan.host_peak is not None or plan.cap is not None or plan.baseline
     if when == NEVER_EXPLAIN or not (has_peak or plan.no_nan is not None):
         return [], 0
     # A real card has no places of its blocks to tell, unless everything is recorded.
@@ -112,16 +112,20 @@ class Explaining:
             return False
         began = time.monotonic()
         try:
-            roots = named_holders(self._test.item, self._test.wider)
-            moment = look(recording, level, asked, refused, roots, _EACH)
-            self._moments[recording.device] = moment
-            # What is gone by the next look may still be what a line's blocks are known by.
-            self._examples[recording.device] = {**self._examples.get(recording.device, {}), **moment.examples}
+            with shared.host_aside():
+                self._look(recording, level, asked, refused)
         except Exception as error:  # noqa: BLE001 – it walks through other people's objects; the verdict stands without
             self._failures[recording.device] = f"who held it could not be explained: {error!r}"
         self._spent += time.monotonic() - began
         self.step = _STEP + (self._spent / _ALL) ** 2
         return True
+
+    def _look(self, recording: Recording, level: int, asked: int, refused: bool) -> None:
+        roots = named_holders(self._test.item, self._test.wider)
+        moment = look(recording, level, asked, refused, roots, _EACH)
+        # What is gone by the next look may still be what a line's blocks are known by.
+        examples = {**self._examples.get(recording.device, {}), **moment.examples}
+        self._moments[recording.device], self._examples[recording.device] = moment, examples
 
     @property
     def hidden(self) -> bool:
@@ -141,7 +145,9 @@ class Explaining:
             return self._value(plan.peak)
         if plan.host_peak is not None and device == "cpu":
             return self._value(plan.host_peak)
-        return NEVER
+        baseline = self._test.baseline
+        limit = baseline.limit_of(device) if baseline is not None else None
+        return NEVER if limit is None else limit
 
     def _value(self, budget: Budget) -> int | None:
         names = self._test.names

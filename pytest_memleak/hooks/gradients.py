@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from pytest_memleak.upstream.training import Training
+from pytest_memleak.values.found import Scan
 from pytest_memleak.values.named import LOSS, Named, gradients_of, of_anything, of_optimizer
 from pytest_memleak.values.norms import infinite_norm
-from pytest_memleak.values.scan import Scan, scan
+from pytest_memleak.values.scan import scan
 
 
 class GradientLooks:

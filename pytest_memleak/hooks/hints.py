@@ -33,13 +33,12 @@ def _of_poison(error: BaseException, plan: Plan | None) -> str | None:
 def _of_warm_up(error: BaseException, plan: Plan | None) -> str | None:
     if plan is None or plan.cap is None or not plan.cap.told or "transformers" not in sys.modules:
         return None
-    from pytest_memleak.upstream.warmup import asked_for_less_than_nothing
+    from pytest_memleak.upstream.warmup import LESS_THAN_NOTHING, asked_for_less_than_nothing
 
     if not asked_for_less_than_nothing(error):
         return None
     return (
-        "transformers' caching_allocator_warmup asks for the card's size less 1.2 GiB at most, and on a card of "
-        f"{format_size(plan.cap.bytes)} ({plan.cap.source}) that is less than nothing.\n"
+        LESS_THAN_NOTHING.format(f"{format_size(plan.cap.bytes)} ({plan.cap.source})") + ".\n"
         "  what to do: give the test a card of more than 1.2 GiB, do not tell the program of it (gpu_cap(..., "
         'told=False)), or leave the warm-up out (memleak_fix("warmup_guard"))'
     )

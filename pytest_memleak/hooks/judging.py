@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_memleak.budget.sizes import format_size
+from pytest_memleak.budget.term import Term
+from pytest_memleak.checks.baseline import CHECK as BASELINE
 from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import TermOf, inconclusive, judge_host_peak, judge_peak
 from pytest_memleak.checks.warmup import judge_warmup, was_at_fault
@@ -19,10 +21,11 @@ from pytest_memleak.meters import shared
 from pytest_memleak.meters.host import settles_by
 from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Reading
 from pytest_memleak.plan import Budget, Cap, HostPeakBudget, Warmed
-from pytest_memleak.records.record import CheckResult, Term
+from pytest_memleak.records.record import CheckResult
 from pytest_memleak.wording import plural, size
 
 if TYPE_CHECKING:
+    from pytest_memleak.hooks.baseline_of_test import BaselineOfTest
     from pytest_memleak.hooks.running import RunningTest
 
 _CHECKS = {
@@ -48,6 +51,8 @@ def judge_body(test: RunningTest) -> None:
     if plan.cap is not None:
         results += _judge_cap(test)
     _add(test, test.explaining.added_to(results))
+    if test.baseline is not None:
+        _add(test, _against_baseline(test, test.baseline, doubts))
     if plan.warmup is not None:  # which explains itself
         _add(test, _judge_warmup(test, plan.warmup))
     _add(test, test.values.judge(doubts))
@@ -55,17 +60,24 @@ def judge_body(test: RunningTest) -> None:
         _add(test, [inconclusive("simulation", doubt)])
 
 
+def _against_baseline(test: RunningTest, baseline: BaselineOfTest, doubts: Sequence[str]) -> list[CheckResult]:
+    results = baseline.judge(test.measurement.bodies, test.info.devices, doubts)
+    if any(result.explanation for result in test.results):
+        return results  # the same peak, and it has been explained
+    return test.explaining.added_to(results)
+
+
 def made_up(test: RunningTest, error: BaseException) -> bool:
-    """Whether the body failed on a card that had no answer for it: then its failure says nothing."""
+    """Whether the body failed on a card that had no answer for it: then its failure says nothing. In report mode it
+    stands as it is, and that is told beside it."""
     doubt = test.card.doubt(error)
-    if doubt is not None and not test.plan.report:
-        told = isinstance(error, NotSimulated)
-        failed = "" if told else f"; then it raised {type(error).__name__}: {_first_line(error)}"
-        advice = "run the test on a real card, or on the CPU (--gpu-backend=cpu)"
-        result = inconclusive("simulation", f"{doubt}{failed}")
-        _add(test, [replace(result, advice=advice)])
-        return True
-    return False
+    if doubt is None:
+        return False
+    told = isinstance(error, NotSimulated)
+    failed = "" if told else f"; then it raised {type(error).__name__}: {_first_line(error)}"
+    advice = "run the test on a real card, or on the CPU (--gpu-backend=cpu)"
+    _add(test, [replace(inconclusive("simulation", f"{doubt}{failed}"), advice=advice)])
+    return not test.plan.report
 
 
 def warmup_is_known(test: RunningTest, out_of_memory: bool) -> bool:
@@ -123,6 +135,8 @@ def _judge_leak(test: RunningTest) -> None:
 def not_judged(test: RunningTest) -> None:
     """The body failed or was skipped: its budgets say nothing."""
     asked = [check for part, check in _CHECKS.items() if getattr(test.plan, part) is not None]
+    if test.baseline is not None and test.baseline.recorded is not None:
+        asked.append(BASELINE)
     message = "not judged: the test did not run to its end"
     done = {result.check for result in test.results}
     _add(test, [CheckResult(check, "not judged", f"{check} {message}") for check in asked if check not in done])

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from pytest_memleak import insides
 from pytest_memleak.hooks import rerun
 from pytest_memleak.hooks.attributes import PLAN
 from pytest_memleak.hooks.hints import hint_for
 from pytest_memleak.hooks.unjudged import Refused, insist, record_refusal, refusing
+from pytest_memleak.hooks.wider_memory import WiderMemory
 from pytest_memleak.plan import Plan
 from pytest_memleak.records.attributes import RECORD, WITHHELD
 from pytest_memleak.report.junit import remove_properties, replace_properties
@@ -30,6 +32,8 @@ from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.patches import Patch
 
 if TYPE_CHECKING:
+    from pytest_memleak.cards.card import Card
+    from pytest_memleak.hooks.baseline_of_test import BaselineOfTest
     from pytest_memleak.hooks.progress import LiveLine
     from pytest_memleak.hooks.running import RunningTest
 
@@ -45,9 +49,15 @@ class MeasuredTests:
         self._light: set[pytest.FixtureDef[Any]] = set()
         """Wider fixtures that hold no memory: most classes and modules have some."""
         self._watched: dict[pytest.FixtureDef[Any], watched.Scope] = {}
+        self._wider_memory = WiderMemory()
+        """For a baseline, and empty without one."""
         self._undo = contextlib.ExitStack()
         # A wider fixture that gets another parameter is torn down in the next test's set-up; no hook says it begins.
         self._undo.enter_context(Patch(pytest.FixtureDef, "finish", self._pausing_for_wider, parameters=["request"]))
+
+    def pytest_plugin_registered(self, plugin: object) -> None:
+        """Called of those as well that were there before."""
+        self._undo.enter_context(insides.keeping_no_instance(plugin))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -74,14 +84,17 @@ class MeasuredTests:
                 self._start(item, plan)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
         if fixturedef.scope == "function":
             return (yield)
         with self._not_the_tests(fixturedef):
             # Models that it watches are meant by every test that uses it.
             self._watched[fixturedef] = scope = watched.open_scope(_WIDTHS.index(fixturedef.scope))
             try:
-                result = yield
+                with self._counted(fixturedef, request):
+                    result = yield
             except BaseException:
                 watched.close_scope(scope)
                 raise
@@ -102,6 +115,7 @@ class MeasuredTests:
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         if scope := self._watched.pop(fixturedef, None):
             watched.close_scope(scope)
+        self._wider_memory.torn_down(fixturedef)
         if fixturedef.scope != "function" and fixturedef not in self._light and "torch" in sys.modules:
             from pytest_memleak.events import garbage
 
@@ -199,6 +213,14 @@ class MeasuredTests:
 
         return pausing
 
+    def _counted(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> contextlib.AbstractContextManager[None]:
+        """What it brings is counted, to be a part of each test that uses it."""
+        if self._settings.baseline is None or self.test is None:
+            return contextlib.nullcontext()
+        return self._wider_memory.set_up(fixturedef, request, self.test.card.gauges())
+
     @contextlib.contextmanager
     def _not_the_tests(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
         """A wider fixture is set up or torn down: what that does to memory is not the running test's."""
@@ -218,7 +240,7 @@ class MeasuredTests:
         from pytest_memleak.hooks.simulating import is_on as simulation_is_on
         from pytest_memleak.support import has_torch, require_torch
 
-        if not plan.marked and not (has_torch() and (accelerator_seen() or simulation_is_on())):
+        if not plan.marked and not (has_torch() and (plan.baseline or accelerator_seen() or simulation_is_on())):
             return  # only the run's cap concerns it, and there is no card to cap
         require_torch()
         from pytest_memleak.cards.card import choose
@@ -226,17 +248,25 @@ class MeasuredTests:
         from pytest_memleak.hooks.running import RunningTest
 
         card = choose(self._settings.backend, plan.cap, self._settings.cards)
-        if not plan.marked and card.backend == "cpu":
+        if not plan.marked and not plan.baseline and card.backend == "cpu":
             return
         garbage.begin_session()
         when, shown = rerun.when(item, self._settings), self._settings.html is not None
-        test = RunningTest(item, plan, card, self._watched, when, shown, self._live)
+        baseline = self._baseline_of(item, plan, card)
+        test = RunningTest(item, plan, card, self._watched, when, shown, self._live, baseline)
         try:
             test.begin()
         except BaseException:
             test.close()
             raise
         self.test = test
+
+    def _baseline_of(self, item: pytest.Item, plan: Plan, card: Card) -> BaselineOfTest | None:
+        if not plan.baseline:
+            return None
+        from pytest_memleak.hooks.baseline_of_test import BaselineOfTest
+
+        return BaselineOfTest(item, card, plan.cap, self._wider_memory)
 
     def _another_plugin_runs(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Lets plugins that run tests in their own way (reruns, forks) do so: they report after the teardown too."""

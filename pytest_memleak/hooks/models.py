@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of
+from pytest_memleak.budget.term import Term
 from pytest_memleak.budget.which_model import which_model
 from pytest_memleak.errors import BadInput, Inconclusive
 from pytest_memleak.plan import Budget, Plan
-from pytest_memleak.records.record import Term
 from pytest_memleak.upstream import watched
 
 if TYPE_CHECKING:

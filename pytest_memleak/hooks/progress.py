@@ -17,6 +17,7 @@ import pytest
 
 from pytest_memleak.report.progress import AFTER, Progress, drawn, erased, line
 from pytest_memleak.settings import NEVER, Settings
+from pytest_memleak.settings.in_ci import ci_variable
 from pytest_memleak.upstream.patches import Patch
 from pytest_memleak.workers.worker import is_worker
 
@@ -37,7 +38,7 @@ def live_line(config: pytest.Config, settings: Settings) -> LiveLine | None:
     # With "no" and "tee-sys" the program writes to the terminal itself; with "sys" what it starts does.
     if config.getoption("capture") != "fd" or config.get_verbosity() < 0 or not reporter._tw._file.isatty():
         return None
-    if os.environ.get("TERM") == "dumb" or os.environ.get("CI") or os.environ.get("BUILD_NUMBER"):
+    if os.environ.get("TERM") == "dumb" or ci_variable():
         return None
     try:
         return LiveLine(reporter._tw, capture)

@@ -13,11 +13,13 @@ import pytest
 
 from pytest_memleak.cards.probe import accelerator_seen
 from pytest_memleak.errors import BadInput, MemleakError, Unavailable
+from pytest_memleak.hooks.baselines import BaselineRun
 from pytest_memleak.records.attributes import RECORD
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.records.run import RunInfo, versions
 from pytest_memleak.report import json_file, terminal
+from pytest_memleak.report.baseline import baseline_lines
 from pytest_memleak.report.files import check_writable
 from pytest_memleak.report.snapshots import summary
 from pytest_memleak.settings import Settings
@@ -27,8 +29,9 @@ _VERSIONS = "memleak_versions"
 
 
 class Reporting:
-    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+    def __init__(self, config: pytest.Config, settings: Settings, baseline: BaselineRun | None = None) -> None:
         self._config = config
+        self._baseline = baseline
         self._settings = settings
         self._collected = Collected()
         self._started = _now()
@@ -55,7 +58,7 @@ class Reporting:
             self._versions |= output.get(_VERSIONS, {})
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._settings.json is None and self._settings.html is None:
             return
         run = RunInfo(
@@ -64,12 +67,13 @@ class Reporting:
             args=tuple(map(str, self._config.invocation_params.args)),
             mode=self._settings.mode,
             backend=f"{self._settings.backend}:{self._settings.cards}".rstrip(":"),
-            exit_status=int(exitstatus),
+            exit_status=int(session.exitstatus),  # which the baseline may have changed
             cap=self._settings.cap,
             versions=self._versions | versions(),
         )
         if (path := self._settings.json) is not None:
-            self._write("--memleak-json", lambda: json_file.write(path, json_file.document(self._collected, run)))
+            told = self._baseline.told if self._baseline is not None else None
+            self._write("--memleak-json", lambda: json_file.write(path, json_file.document(self._collected, run, told)))
         if (page := self._settings.html) is not None:
             from pytest_memleak.report import html
 
@@ -93,14 +97,20 @@ class Reporting:
             verbosity=verbosity,
             width=terminalreporter._tw.fullwidth,
         )
+        lines += self._of_baseline(verbosity, terminalreporter._tw.fullwidth)
         lines += self._could_have_run(bool(lines))
         if (folder := self._settings.snapshots) is not None and verbosity >= 0:
             lines.append(terminal.Line(summary(folder, self._collected, self._config.invocation_params.dir)))
         if lines and verbosity >= 0:
             terminalreporter.write_sep("=", terminal.TITLE)
         terminal.write(lines, terminalreporter.write_line)
-        for failed in self._failed:
+        for failed in [*self._failed, *([self._baseline.failed] if self._baseline and self._baseline.failed else [])]:
             terminalreporter.write_line(failed, red=True)
+
+    def _of_baseline(self, verbosity: int, width: int) -> list[terminal.Line]:
+        if self._baseline is None or self._baseline.told is None:
+            return []
+        return baseline_lines(self._baseline.told, verbosity=verbosity, width=width)
 
     def _could_have_run(self, speaking: bool) -> list[terminal.Line]:
         """Tests that a simulated card might have run; silent where nobody asked this plugin for anything."""
@@ -140,10 +150,10 @@ def _skipped_for_want_of_a_gpu(report: pytest.TestReport | pytest.CollectReport)
     return report.skipped and isinstance(reason, tuple) and _GPU.search(reason[2]) is not None
 
 
-def tell_versions(config: pytest.Config) -> None:
+def tell_versions(config: Any) -> None:
     """In a worker of pytest-xdist: what the controller, which never imports torch, cannot know."""
     if "torch" in sys.modules:
-        config.workeroutput[_VERSIONS] = versions()  # type: ignore[attr-defined]  # xdist's own attribute
+        config.workeroutput[_VERSIONS] = versions()
 
 
 def _now() -> str:

@@ -23,7 +23,7 @@ KNOWN_PEAKS = pytest.StashKey[dict[str, int]]()
 """Of a test that runs a second time: a little less than what it reached, by device."""
 
 _NEARLY = 0.9
-_PEAKS = ("max_peak", "max_host_peak", "gpu_cap")
+_PEAKS = ("max_peak", "max_host_peak", "gpu_cap", "baseline")
 
 
 def when(item: pytest.Item, settings: Settings) -> str:

@@ -16,13 +16,16 @@ from pytest_memleak.blocks import enforce
 from pytest_memleak.cards.card import Card
 from pytest_memleak.errors import Inconclusive, Judged
 from pytest_memleak.hooks import judging
+from pytest_memleak.hooks.attributes import WAITED
+from pytest_memleak.hooks.baseline_of_test import BaselineOfTest
 from pytest_memleak.hooks.explaining import Explaining, recordings_for
 from pytest_memleak.hooks.models import ModelNames
 from pytest_memleak.hooks.progress import LiveLine, TestProgress
 from pytest_memleak.hooks.refusals import ExpectedRefusals
+from pytest_memleak.hooks.repeating import RepeatedRuns
 from pytest_memleak.hooks.snapshots import Snapshot
 from pytest_memleak.hooks.upstream import PatchedUpstream
-from pytest_memleak.hooks.values import Values, runs_apart
+from pytest_memleak.hooks.values import Values
 from pytest_memleak.measurement import Measurement
 from pytest_memleak.meters.timeline import INTERVAL, SELDOM
 from pytest_memleak.plan import Plan
@@ -49,6 +52,7 @@ class RunningTest:
         explain: str = AUTO,
         shown: bool = False,
         live: LiveLine | None = None,
+        baseline: BaselineOfTest | None = None,
     ) -> None:
         """`shown`: on a page, with its memory over time. `live`: where the test's memory is shown while it runs."""
         self.item = item
@@ -57,6 +61,7 @@ class RunningTest:
         self.wider = watched_by.keys()
         """Fixtures of wider scopes that are there, whichever test asked for them."""
         self.live = live
+        self.baseline = baseline
         self.measurement = Measurement(
             plan,
             card,
@@ -67,6 +72,7 @@ class RunningTest:
         self.names = ModelNames(item, plan, self.measurement.observer, watched_by)
         self.expected = ExpectedRefusals(card)
         self.values = Values(self)
+        self.repeated = RepeatedRuns(item, plan, card.backend, self.names, self.values, self.measurement)
         self.upstream = PatchedUpstream(plan)
         self.snapshot = Snapshot(item)
         self.explaining = Explaining(self, explain, shown)
@@ -84,10 +90,6 @@ class RunningTest:
         self._started = time.perf_counter()
         self._pauses = 0
         self._watching = False
-        self._instances: list[object] = []
-        self._runs = plan.leak.runs if plan.leak is not None else 1
-        self._apart = runs_apart(plan, card.backend)
-        """It runs once more, before all others, for a promise that would be in their numbers."""
 
     def begin(self) -> None:
         """Opens the windows. Whatever fails on the way, `close` undoes."""
@@ -96,16 +98,17 @@ class RunningTest:
         self.expected.begin()
         self.upstream.begin()  # before the windows open: what it imports is not the test's
         self.measurement.begin()
+        if self.baseline is not None:
+            self.baseline.begin()
         self.explaining.begin()
         self.values.begin()
         self._watching = True
         if self.live is not None:
             self.live.show()
+        item: Any = self.item
         # The last step of pytest's own teardown of a test, after all finalizers of its function fixtures.
-        self.item.teardown = self._teardown_item  # type: ignore[method-assign]
-        if self._runs > 1 or self._apart:
-            # The innermost place: capture, logging and time-outs of other plugins hold for all runs.
-            self.item.runtest = self._run_repeatedly  # type: ignore[method-assign]
+        item.teardown = self._teardown_item
+        self.repeated.begin()
 
     def pause(self) -> None:
         """A wider fixture is set up or torn down; those that it asks for in turn are part of it."""
@@ -169,7 +172,8 @@ class RunningTest:
             judging.judge_warmup_now(self)
         if out_of_memory:
             judging.out_of_memory(self, error)
-        self.explanation = failure_text(self.results)
+        # In report mode nothing is enforced; a test that failed by itself is told of all that may be the reason.
+        self.explanation = failure_text([replace(result, enforced=True) for result in self.results])
 
     def _ended_by(self, error: Judged) -> None:
         """A limit on a part of the body ended it: that is the test's verdict. Before, the body might have caught it."""
@@ -193,14 +197,14 @@ class RunningTest:
         self.close()
         if not self.body_passed:
             judging.not_judged(self)
-        self._instances.clear()
+        self.repeated.forget()
 
     def close(self) -> None:
         """Undoes everything, in whatever state the test died."""
         self._watching = False
         self.explaining.end()
-        for replaced in ("teardown", "runtest"):
-            self.item.__dict__.pop(replaced, None)
+        vars(self.item).pop("teardown", None)
+        self.repeated.end()
         with contextlib.ExitStack() as undo:  # each of them, whatever another one raises
             undo.callback(self.names.end)
             undo.callback(self.expected.end)
@@ -236,6 +240,11 @@ class RunningTest:
     def attempt(self) -> int:
         return self.item.stash[ATTEMPTS]
 
+    @property
+    def waited(self) -> tuple[str, ...]:
+        note = self.item.stash.get(WAITED, "")
+        return (note,) if note else ()
+
     def record(self) -> TestRecord:
         path, line, _ = self.item.location
         return TestRecord(
@@ -247,43 +256,11 @@ class RunningTest:
             blocks=tuple(self.blocks),
             worker=worker_id(self.item.config),
             attempt=self.attempt,
-            notes=(*self.upstream.notes, *self.values.notes, *self.card.remarks(), *self.snapshot.notes),
+            notes=(*self.waited, *self.upstream.notes, *self.values.notes, *self.card.remarks(), *self.snapshot.notes),
             duration=time.perf_counter() - self._started,
+            baseline=self.baseline.entry if self.baseline is not None else None,
             timelines=self.measurement.timeline.timelines({result.device for result in self.results}),
         )
-
-    def _run_repeatedly(self) -> None:
-        """All runs of a leak's budget, and one before them for what would be in it; pytest tears the last one down."""
-        if self._apart:
-            self._run_once()
-            self.values.poisoned_run_ended()
-            self._tear_down()
-            self.measurement.forget()
-            self._set_up_afresh()
-        for _ in range(self._runs - 1):
-            self._run_once()
-            self.values.run_ended()
-            self._tear_down()
-            self._set_up_afresh()
-        type(self.item).runtest(self.item)
-
-    def _run_once(self) -> None:
-        type(self.item).runtest(self.item)
-        if recorded := insides.recorded_failure(self.item):
-            raise recorded
-        self.measurement.body_ended()
-
-    def _tear_down(self) -> None:
-        insides.tear_down(self.item)
-        # pytest keeps a test's instance until the session ends: a run more must not hide what one holds.
-        self._instances.append(getattr(self.item, "_instance", None))
-
-    def _set_up_afresh(self) -> None:
-        self.names.run_begins()
-        self.values.run_begins()
-        self.measurement.run_begins()
-        insides.set_up_afresh(self.item)
-        self.measurement.body_begins()
 
     def _teardown_item(self) -> None:
         try:
@@ -291,7 +268,9 @@ class RunningTest:
         finally:
             if self._watching:
                 insides.let_go_of_what_pytest_keeps(self.item)
-                self.measurement.run_ended()
+                # What a failed body left is in its traceback's frames, and nobody's leak. Of several runs the first
+                # ones end while the body as a whole has not.
+                self.measurement.run_ended(judged=self.body_passed or self.repeated.several)
                 if self.body_passed:
                     # Now, and not at the end: wider fixtures are still to be torn down, and with them owners may go.
                     judging.judge_end(self)

@@ -21,9 +21,10 @@ from pytest_memleak.records.record import CheckResult
 from pytest_memleak.upstream import watched
 from pytest_memleak.upstream.poison import Poison
 from pytest_memleak.values.exchange import Exchange
+from pytest_memleak.values.found import Scan
 from pytest_memleak.values.looks import Look, Looks
 from pytest_memleak.values.named import of_module
-from pytest_memleak.values.scan import Scan, scan
+from pytest_memleak.values.scan import scan
 from pytest_memleak.values.summary import Summary, summary
 
 if TYPE_CHECKING:

@@ -94,8 +94,9 @@ def _with_memory(tensor: torch.Tensor) -> list[torch.Tensor]:
     if type(tensor) is torch.Tensor or not hasattr(type(tensor), "__tensor_flatten__"):
         return [tensor]
     try:
+        wrapper: Any = tensor
         with torch._C.DisableTorchFunctionSubclass():
-            names = tensor.__tensor_flatten__()[0]  # type: ignore[attr-defined]
+            names = wrapper.__tensor_flatten__()[0]
         inside = [getattr(tensor, name) for name in names]
     except Exception:  # noqa: BLE001 - a wrapper's own code, which may not have been built to the end
         return [tensor]

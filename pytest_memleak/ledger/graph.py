@@ -77,10 +77,12 @@ class Links:
         self.nodes.clear()
 
     def _add(self, part: object, holder: object, label: str, kind: str = GRAPH) -> None:
-        found = storage_key(part) if is_a(part, torch.Tensor) else None
+        if not is_a(part, torch.Tensor):
+            return
+        found = storage_key(part)
         if found is not None and found[1] and found[0] not in self.by_storage:
             self.holders[id(holder)] = holder
-            self.by_storage[found[0]] = Link(id(holder), label, found[1], shape_of(part), kind)  # type: ignore[arg-type]
+            self.by_storage[found[0]] = Link(id(holder), label, found[1], shape_of(part), kind)
 
     def _add_gradient(self, tensor: torch.Tensor) -> None:
         # Reading .grad of a tensor that is no leaf warns.
@@ -165,11 +167,11 @@ def living_tensors() -> Iterator[torch.Tensor]:
             yield thing
 
 
-def storage_key(tensor: object) -> tuple[int, int] | None:
+def storage_key(tensor: torch.Tensor) -> tuple[int, int] | None:
     """What tells a tensor's storage from others, and its bytes; None for tensors without one (sparse, wrappers)."""
     try:
         with torch._C.DisableTorchFunctionSubclass():
-            storage = torch.Tensor.untyped_storage(tensor)  # type: ignore[arg-type]
+            storage = torch.Tensor.untyped_storage(tensor)
             return storage._cdata, storage.nbytes()
     except Exception:  # noqa: BLE001 - a wrapper's own code may answer, and raise anything
         return None

@@ -15,9 +15,11 @@ import types
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard, TypeVar, overload
 
 import torch
+
+_T = TypeVar("_T")
 
 LONGEST_LOOK = 200_000
 """No container is read further than this."""
@@ -34,6 +36,14 @@ _GENERATORS = ((types.GeneratorType, "gi"), (types.CoroutineType, "cr"), (types.
 LruCache = type(functools.lru_cache(int))
 Edge = tuple[str, object]
 """How an object's part is written after its name (``.weight``, ``[3]``, or a variable's bare name), and the part."""
+
+
+@overload
+def is_a(thing: object, cls: type[_T], /) -> TypeGuard[_T]: ...
+
+
+@overload
+def is_a(thing: object, *classes: type) -> bool: ...
 
 
 def is_a(thing: object, *classes: type) -> bool:
@@ -133,11 +143,10 @@ def hidden_parts(thing: object) -> Iterator[object]:
 
 def edges(thing: object) -> Iterator[Edge]:
     """The parts of a thing, each with what is written after the thing's name to mean it."""
-    kind = type(thing)
     if (frame := generator_part(thing, "frame")) is not None:
-        thing, kind = frame, types.FrameType
-    if kind is types.FrameType:
-        yield from frame_locals(thing).items()  # type: ignore[arg-type]
+        thing = frame
+    if type(thing) is types.FrameType:
+        yield from frame_locals(thing).items()
     elif namespace_name(thing) is not None:
         yield from _attributes(thing)
     elif is_a(thing, dict):
@@ -151,16 +160,16 @@ def edges(thing: object) -> Iterator[Edge]:
         yield from (("{…}", part) for part in gc.get_referents(thing))
     elif is_a(thing, type):
         yield from _attributes(_class_dict(thing))
-    elif kind is types.FunctionType:
-        yield from _closure(thing)  # type: ignore[arg-type]
+    elif type(thing) is types.FunctionType:
+        yield from _closure(thing)
     elif is_a(thing, BaseException):
         yield from ((f".args{label}", part) for label, part in _items(_args(thing)))
         yield from (("", step.tb_frame) for step in tracebacks(thing))
         for name in ("__cause__", "__context__"):
             yield f".{name}", BaseException.__dict__[name].__get__(thing)
-    elif kind is types.TracebackType:
-        yield from (("", thing.tb_frame), ("", thing.tb_next))  # type: ignore[attr-defined]
-    elif kind is types.CellType:
+    elif type(thing) is types.TracebackType:
+        yield from (("", thing.tb_frame), ("", thing.tb_next))
+    elif type(thing) is types.CellType:
         yield from (("", part) for part in gc.get_referents(thing))
     elif is_a(thing, threading.local):
         for part in hidden_parts(thing):
@@ -173,7 +182,7 @@ def edges(thing: object) -> Iterator[Edge]:
             node = None  # a view that was changed in a way which autograd refuses says so when it is asked
         yield ".grad_fn", node
     yield from _members(thing)
-    if kind is LruCache:
+    if type(thing) is LruCache:
         for part in gc.get_referents(thing):
             yield from (("(…)", value) for value in (part.values() if type(part) is dict else (part,)))
 

@@ -144,7 +144,7 @@ def _beginning(thing: object, root: Root | None) -> _Words:
     if name is not None:
         return _Words(_GLOBAL, name)
     if is_a(thing, type):
-        return _Words(_ATTRIBUTE, class_name(thing), " (class attribute)")  # type: ignore[arg-type]
+        return _Words(_ATTRIBUTE, class_name(thing), " (class attribute)")
     if type(thing) is LruCache:
         wrapped = (own_dict(thing) or {}).get("__wrapped__")
         return _Words("functools.lru_cache of ", _function_name(wrapped))

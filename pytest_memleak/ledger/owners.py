@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -245,8 +246,8 @@ class _Explanation:
 
     def _all_links(self) -> Links:
         if self._links is None:
-            leaked = [self._search.objects[key] for key in self._storage_of]
-            self._links = Links(leaked, self._deadline)  # type: ignore[arg-type]
+            leaked: list[Any] = [self._search.objects[key] for key in self._storage_of]
+            self._links = Links(leaked, self._deadline)
             self._search.ignore(self._links.holders, self._links.nodes)
         return self._links
 

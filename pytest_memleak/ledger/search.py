@@ -103,7 +103,7 @@ class Search:
             imported_by_a_test = name.rpartition(".")[2].startswith(("test_", "conftest"))
             return rank_of_module(name), int(imported_by_a_test), (key,)
         if is_a(thing, type):
-            return rank_of_module(module_of(thing)), 1, (key,)  # type: ignore[arg-type]
+            return rank_of_module(module_of(thing)), 1, (key,)
         if type(thing) is LruCache and below is not own_dict(thing):
             return PLAIN, 2, (key,)
         return None

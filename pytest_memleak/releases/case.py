@@ -90,6 +90,14 @@ class Case:
     def folder(self) -> Path:
         return self.file.parent
 
+    def is_good(self, release: str) -> bool:
+        """Whether the test has to pass on a release of its package: one that stands by itself counts first."""
+        entries = (*self.good, *self.bad)
+        for entry in (*filter(is_release, entries), *entries):
+            if _matches(entry, release):
+                return entry in self.good
+        raise BadInput(f"the case {self.name} does not say whether {self.package} {release} is good or bad")
+
 
 def is_release(entry: str) -> bool:
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from packaging.utils import canonicalize_name
+
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.releases.case import Case, Figure
 from pytest_memleak.releases.cell import Cell, Outcome
@@ -28,7 +30,7 @@ def _expecting(cell: Cell, case: Case, *, good: bool) -> Cell:
     elif not good and case.fails_with not in f"{cell.reason}\n{cell.failure}":
         differs.append(f"it failed, but not with {case.fails_with!r}")
     if cell.verdict != "not-run":
-        release = cell.versions[0][1]
+        release = dict(cell.versions)[canonicalize_name(case.package)]
         differs += [
             word for figure in case.figures if figure.is_about(release, good=good) for word in _differs(figure, cell)
         ]

@@ -90,10 +90,11 @@ def releases_of(one: Varied, known: Known, *, pre: bool, yanked: bool, minors: b
 
 def crossed(releases: dict[str, list[str]], arguments: Sequence[str], base: Base) -> list[Run]:
     """Every release of one package with every release of the others."""
-    return [
-        one_run(dict(zip(releases, combination, strict=True)), arguments, base)
-        for combination in itertools.product(*releases.values())
-    ]
+    return [one_run(versions, arguments, base) for versions in _combinations(releases)]
+
+
+def _combinations(releases: dict[str, list[str]]) -> list[dict[str, str]]:
+    return [dict(zip(releases, one, strict=True)) for one in itertools.product(*releases.values())]
 
 
 def one_run(versions: dict[str, str], arguments: Sequence[str], base: Base, attempt: int = 1) -> Run:
@@ -102,18 +103,30 @@ def one_run(versions: dict[str, str], arguments: Sequence[str], base: Base, atte
     return Run(base.environment(versions), tuple(arguments), named, timeout=base.timeout or TIMEOUT, attempt=attempt)
 
 
-def of_cases(cases: Sequence[Case], known: Known, base: Base, *, quick: bool = False) -> list[Run]:
-    return [run for case in cases for run in _of_case(case, known, base, quick=quick)]
+def of_cases(
+    cases: Sequence[Case],
+    known: Known,
+    base: Base,
+    *,
+    quick: bool = False,
+    releases: dict[str, list[str]] | None = None,
+) -> list[Run]:
+    """`releases`, by package: in place of a case's own, if it is about that package, and crossed with them if not."""
+    return [run for case in cases for run in _of_case(case, known, base, quick=quick, varied=releases or {})]
 
 
-def _of_case(case: Case, known: Known, base: Base, *, quick: bool) -> list[Run]:
+def _of_case(case: Case, known: Known, base: Base, *, quick: bool, varied: dict[str, list[str]]) -> list[Run]:
     runs = []
     file, _, test = case.test.partition("::")
-    for good, entries in ((True, case.good), (False, case.bad)):
-        for release, cannot in _expanded(case, entries[:1] if quick else entries, known):
+    package = canonicalize_name(case.package)
+    further = [one for one in case.requirements if _name(one) not in varied]
+    for release, good, cannot in _tried(case, known, quick=quick, instead=varied.get(package)):
+        own = {package: [release]}
+        # What is varied comes in the order that it was asked for in, so that cases share environments.
+        for versions in _combinations(varied | own if package in varied else own | varied):
             runs.append(
                 Run(
-                    base.environment({case.package: release}, case.requirements),
+                    base.environment(versions, further),
                     (*case.pytest, f"{case.folder / file}::{test}"),
                     (case.test,),
                     case=case,
@@ -123,7 +136,18 @@ def _of_case(case: Case, known: Known, base: Base, *, quick: bool) -> list[Run]:
                 )
             )
     # From the oldest release to the newest, whichever it is to be: that is how one reads it.
-    return sorted(runs, key=lambda run: _order(run.environment.versions[0][1]))
+    return sorted(runs, key=lambda run: [_order(release) for _, release in run.environment.versions])
+
+
+def _tried(case: Case, known: Known, *, quick: bool, instead: list[str] | None) -> list[tuple[str, bool, str]]:
+    """Releases of a case's own package, each with whether it is good, and why it cannot be tried."""
+    if instead is not None:
+        return [(release, case.is_good(release), "") for release in instead]
+    return [
+        (release, good, cannot)
+        for good, entries in ((True, case.good), (False, case.bad))
+        for release, cannot in _expanded(case, entries[:1] if quick else entries, known)
+    ]
 
 
 def _expanded(case: Case, entries: Sequence[str], known: Known) -> list[tuple[str, str]]:

@@ -140,6 +140,7 @@ class Workshop:
         command = [str(python), str(python.with_name("pytest")), *run.arguments]
         # Several at once must not write into one cache; without any, an ini file that names one would be an error.
         command += ["-p", told.__name__, "-o", f"cache_dir={folder / 'cache'}", f"--memleak-json={document}"]
+        command += ["-o", "memleak_baseline="]  # which was recorded with the releases that the project uses
         cwd = Path.cwd()
         if run.case:
             cwd = folder / "empty"

@@ -42,11 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
 class _Worker:
     """In a worker of pytest-xdist: there the tests import what they need, and the controller does not."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
+    def __init__(self, config: Any) -> None:
+        self._config = config  # with attributes of xdist's own
 
     def pytest_sessionfinish(self) -> None:
-        self._config.workeroutput[_ELSEWHERE] = _from_elsewhere()  # type: ignore[attr-defined]  # xdist's own attribute
+        self._config.workeroutput[_ELSEWHERE] = _from_elsewhere()
 
 
 class _Told:

@@ -20,6 +20,9 @@ def header_lines(settings: Settings) -> list[str]:
     parts += [f"{name} {given.text} by default ({given.source})" for name, given in settings.defaults.items()]
     if settings.reporting:
         parts.append("report mode: every test is measured, none fails for its memory")
+    if settings.baseline is not None:
+        update = f", updating: {', '.join(sorted(settings.baseline.update))}" if settings.baseline.update else ""
+        parts.append(f"baseline {settings.baseline.shown} ({settings.baseline.source}){update}")
     return [f"memleak: {part}" for part in parts]
 
 

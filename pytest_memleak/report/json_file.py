@@ -6,14 +6,14 @@ import json
 import os
 from typing import Any
 
+from pytest_memleak.records.baselines.told import Told
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.run import RunInfo
+from pytest_memleak.records.stored import SCHEMA
 from pytest_memleak.report import files
 
-SCHEMA = "pytest-memleak/1"
 
-
-def document(collected: Collected, run: RunInfo) -> dict[str, Any]:
+def document(collected: Collected, run: RunInfo, baseline: Told | None = None) -> dict[str, Any]:
     """The document that docs/json.md describes and records/schema-1.json defines."""
     return {
         "schema": SCHEMA,
@@ -21,6 +21,7 @@ def document(collected: Collected, run: RunInfo) -> dict[str, Any]:
         "totals": collected.totals().as_json(),
         "workers": {worker: collected.totals(worker).as_json() for worker in collected.workers},
         "silent_workers": list(collected.silent_workers),
+        **({"baseline": baseline.as_json()} if baseline is not None else {}),
         "tests": [record.as_json() for record in collected],
     }
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pytest_memleak.records.record import CheckResult, TestRecord
+from pytest_memleak.records.record import WORST_FIRST, CheckResult, TestRecord
 from pytest_memleak.wording import card_line
 
 PREFIX = "memleak."
-_ORDER = ("fail", "inconclusive", "not judged", "pass")
 
 
 def properties(record: TestRecord) -> list[tuple[str, str]]:
@@ -41,6 +40,8 @@ def _fields(result: CheckResult) -> list[tuple[str, str]]:
         ("measured", "" if result.measured is None else str(result.measured)),
         ("limit", "" if limit is None else str(limit.bytes)),
         ("limit_text", "" if limit is None else limit.text),
+        ("recorded", "" if result.recorded is None else str(result.recorded)),
+        ("change", "" if result.recorded is None else str((result.measured or 0) - result.recorded)),
         ("device", result.device),
         ("rank", "" if result.rank is None else str(result.rank)),
         ("kind", result.kind),
@@ -55,4 +56,4 @@ def _badness(result: CheckResult) -> tuple[bool, int, float]:
     if result.limit is not None:
         used = used / result.limit.bytes if result.limit.bytes else used * float("inf") if used > 0 else 0.0
     # A rank's part of what all together promised says nothing by itself.
-    return (result.rank is not None and not result.enforced), _ORDER.index(result.verdict), -used
+    return (result.rank is not None and not result.enforced), WORST_FIRST.index(result.verdict), -used

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.collected import Collected, Totals
-from pytest_memleak.records.record import CheckResult, Limit, TestRecord
+from pytest_memleak.records.record import WORST_FIRST, CheckResult, Limit, TestRecord
 from pytest_memleak.report.table import provenance, rows, table
 from pytest_memleak.report.tighten import Tightening, tightenings
 from pytest_memleak.wording import LET_GO, card_line, exact, place, plural, shortened, sum_line
@@ -19,7 +19,6 @@ from pytest_memleak.wording import LET_GO, card_line, exact, place, plural, shor
 TITLE = "memleak"
 _FAILURE_WIDTH = 100
 _PEAKS = ("max_peak", "max_host_peak")
-_SEVERITY = {"fail": 0, "inconclusive": 1, "not judged": 2, "pass": 3}
 _MARKUP = {"fail": "red", "inconclusive": "red", "not judged": "yellow", "pass": "green"}
 
 
@@ -38,7 +37,7 @@ def write(lines: Iterable[Line], write_line: Callable[..., None]) -> None:
 def failure_text(results: Sequence[CheckResult], width: int = _FAILURE_WIDTH) -> str:
     """For each broken or inconclusive promise of a test: the verdict, the sum, the limit, details, what to do."""
     problems = [result for result in results if result.enforced and result.verdict in ("fail", "inconclusive")]
-    problems.sort(key=lambda result: _SEVERITY[result.verdict])
+    problems.sort(key=lambda result: WORST_FIRST.index(result.verdict))
     return "\n\n".join("\n".join([result.message, *_explained(result, width)]) for result in problems)
 
 
@@ -221,7 +220,7 @@ def _problems_in_one_line(records: Sequence[TestRecord], mode: str, width: int) 
     names: list[str] = []
     for record in records:
         wanted = [result for result in record.results if result.enforced or mode == "report"]
-        worst = min((result.verdict for result in wanted), key=_SEVERITY.__getitem__, default="pass")
+        worst = min((result.verdict for result in wanted), key=WORST_FIRST.index, default="pass")
         if worst in ("fail", "inconclusive"):
             word = "inconclusive" if worst == "inconclusive" else "would fail" if mode == "report" else "failed"
             counts[word] = counts.get(word, 0) + 1

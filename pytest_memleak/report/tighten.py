@@ -10,6 +10,8 @@ from pytest_memleak.records.record import CheckResult, TestRecord
 from pytest_memleak.wording import readable_above
 
 UNUSED = 0.5
+_NO_LIMITS = ("allocator_warmup", "baseline")
+"""What a card has, and what a test took before: nobody wrote them as limits."""
 HEADROOM_PERCENT = 5
 
 
@@ -32,7 +34,7 @@ def tightenings(records: Iterable[TestRecord]) -> list[Tightening]:
     groups: dict[tuple[str, str, str], list[tuple[str, CheckResult]]] = {}
     for record in records:
         for result in record.results:
-            if result.limit is not None and result.limit.bytes > 0 and result.check != "allocator_warmup":
+            if result.limit is not None and result.limit.bytes > 0 and result.check not in _NO_LIMITS:
                 key = (result.limit.source, result.check, result.limit.text)
                 groups.setdefault(key, []).append((record.nodeid, result))
     found = (_tightening(*key, group) for key, group in sorted(groups.items()))

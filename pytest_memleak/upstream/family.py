@@ -30,6 +30,8 @@ class Built:
     """A load made it, which knows it better."""
     homes: dict[int, weakref.ref[nn.Module]] = field(default_factory=dict)
     """The modules that adopted it, the first one first. One that ended as a model leaves its mark on its parts."""
+    over: bool = False
+    """It has ended in a cycle, whose parts may do so before what has them, and asks for them then."""
 
 
 def _references(parts: Mapping[str, object]) -> list[int]:
@@ -48,24 +50,34 @@ class Family:
         self._lock = threading.RLock()
         self._built: dict[int, Built] = {}
 
+    def begins(self, module: nn.Module) -> bool:
+        """Whether nobody has begun it yet. What was known at its address has ended, whether that was seen or not."""
+        with self._lock:
+            entry = self._built.get(id(module))
+            if entry is not None and entry.ref() is module:
+                return False
+            self._built.pop(id(module), None)
+            return True
+
     def add(self, module: nn.Module, order: int, place: Place, loaded: bool = False) -> None:
         with self._lock:
             self._built[id(module)] = Built(order, weakref.ref(module), place, loaded)
 
     def knows(self, module: nn.Module) -> bool:
-        return self._of(module) is not None
+        entry = self._of(module)
+        return entry is not None and not entry.over
 
     def adopted(self, parent: nn.Module, child: nn.Module | None) -> None:
         with self._lock:
             entry = self._of(child)
-            if entry is not None:
+            if entry is not None and not entry.over:
                 entry.homes[id(parent)] = weakref.ref(parent)
 
     def ended(self, module: nn.Module) -> Built | None:
         """Forgets a module at its end; its entry if it was a model of its own."""
         with self._lock:
             entry = self._of(module)
-            if entry is None:
+            if entry is None or entry.over:
                 return None
             survivors: list[nn.Module] = []
             root = not entry.homes and not entry.loaded and not _is_parameter_container(module)
@@ -75,7 +87,9 @@ class Family:
                 part = self._of(child)
                 if part is not None and (len(part.homes) > 1 or (root and not goes)):
                     part.homes.pop(id(module), None)
-            del self._built[id(module)]
+            entry.over = entry.ref() is None
+            if not entry.over:
+                del self._built[id(module)]
             return entry if goes else None
 
     def roots(self) -> list[tuple[Built, nn.Module]]:

@@ -78,6 +78,18 @@ class Loads:
         # Where a whole cycle is collected, weak references are cleared before the objects end.
         return load if ref is not None and ref() in (module, None) else None
 
+    def begins(self, module: nn.Module) -> None:
+        """If another model was at its address, that one is gone, whether its end was seen or not."""
+        ref, _ = self._models.get(id(module), (None, None))
+        if ref is not None and ref() is not module:
+            del self._models[id(module)]
+
+    def ended(self, module: nn.Module) -> None:
+        """Parts of a cycle may end before what has them, which asks for them then: those go when another one begins."""
+        ref, _ = self._models.get(id(module), (None, None))
+        if ref is not None and ref() is module:
+            del self._models[id(module)]
+
     def living(self) -> list[tuple[Load, nn.Module]]:
         """The loaded models that are still there; the caller holds them now."""
         found = [(load, ref()) for ref, load in list(self._models.values())]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
+from typing import Any
 
 from pytest_memleak.upstream.patches import Patch
 
@@ -49,20 +50,19 @@ class AfterImport(MetaPathFinder):
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
-            self._follow(spec)
+            self._follow(spec.name, spec.loader)
         return spec
 
-    def _follow(self, spec: ModuleSpec) -> None:
-        loader = spec.loader
-        run = loader.exec_module  # type: ignore[union-attr]
+    def _follow(self, name: str, loader: Any) -> None:
+        run = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             run(module)
             # One loader may have several modules, and this one may have been looked for long before it is run.
-            if module.__name__ == spec.name and self in sys.meta_path:
+            if module.__name__ == name and self in sys.meta_path:
                 self._patch(module)
 
-        loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
+        loader.exec_module = exec_module
 
     def _patch(self, module: ModuleType) -> None:
         for patch in self._patches[module.__name__](module):

@@ -150,9 +150,11 @@ class ModelObserver:
     def _watch_init(self, found: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(found)
         def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            # What a load builds belongs to the load, and what a wider fixture builds is as if it had been there before.
-            if not self._loads.running() and self._paused_from is None and not self._family.knows(module):
-                self._family.add(module, next(self._count), caller(past="__init__"))
+            if self._family.begins(module):
+                self._loads.begins(module)
+                # What a load builds is the load's, and what a wider fixture builds is as if it had been there before.
+                if not self._loads.running() and self._paused_from is None:
+                    self._family.add(module, next(self._count), caller(past="__init__"))
             found(module, *args, **kwargs)
 
         return __init__
@@ -173,6 +175,7 @@ class ModelObserver:
                 self._gone.append(self._look(entry, module))
             if self.listener is not None:
                 self.listener.module_ends(self._seen_at_end(entry, module), module)
+            self._loads.ended(module)
             if found is not None:
                 found(module)
 

@@ -63,5 +63,6 @@ def _put_in(message: str) -> Any:
 
 def _take_out(entry: Any) -> None:
     # pytest and the program enter and leave lists of their own: it may be gone with one of them.
-    if entry in warnings.filters:
-        warnings.filters.remove(entry)  # type: ignore[attr-defined]
+    filters: Any = warnings.filters
+    if entry in filters:
+        filters.remove(entry)

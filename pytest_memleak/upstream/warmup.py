@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_memleak.cards.room import Room
+from pytest_memleak.room import Room
 from pytest_memleak.upstream.imports import AfterImport
 from pytest_memleak.upstream.patches import Patch
 from pytest_memleak.upstream.targets import accelerators_of
@@ -29,6 +29,10 @@ from pytest_memleak.upstream.where import caller, shown
 
 MODULE = "transformers.modeling_utils"
 WARM_UP = "caching_allocator_warmup"
+LESS_THAN_NOTHING = (
+    "transformers' caching_allocator_warmup asks for the card's size less 1.2 GiB at most, and on a card of {} that is "
+    "less than nothing"
+)
 
 RoomOf = Callable[[torch.device], Room | None]
 Around = Callable[[], contextlib.AbstractContextManager[None]]
@@ -196,7 +200,7 @@ def device_map_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return args[1] if len(args) > 1 else {}
 
 
-class _Asks(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Asks(TorchDispatchMode):
     """Notes the memory of accelerators that is asked for, also what is refused."""
 
     def __init__(self, room_of: RoomOf, asks: list[Ask]) -> None:

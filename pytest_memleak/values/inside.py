@@ -25,7 +25,8 @@ def plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     if not is_wrapper(tensor):
         yield tensor
         return
-    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    wrapper: Any = tensor
+    names, _ = wrapper.__tensor_flatten__()
     for name in names:
         # In 2.13 a DTensor names its mesh beside its shard.
         if isinstance(part := getattr(tensor, name), torch.Tensor):

@@ -30,12 +30,16 @@ class Look(Generic[Found]):
     loaded: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Kept(Generic[Found]):
     id: int
     ref: weakref.ref[Any]
     look: Look[Found]
     over: bool = False
+
+    def is_of(self, seen: Seen, model: nn.Module) -> bool:
+        # Not by the reference: where a whole cycle is collected, those are cleared before the objects end.
+        return self.id == id(model) and self.look.order == seen.order and not self.over
 
 
 class Looks(Generic[Found]):
@@ -96,13 +100,12 @@ class Looks(Generic[Found]):
 
     def _note(self, seen: Seen, model: nn.Module, when: str) -> _Kept[Found]:
         look = self._look_at(seen, model, when)
-        before = next((one for one in self._kept if one.id == id(model) and not one.over), None)
-        # The newest comes last. Where a whole cycle is collected, weak references are cleared before the objects end.
-        if before is not None and before.ref() in (model, None):
-            self._kept.remove(before)
-            ref = before.ref
-        else:
-            ref = weakref.ref(model)
+        # A model whose end nobody saw may have been at the same address: its order tells whose look that is. A list of
+        # its own, because models end, and are noted, in the middle of anything.
+        before = next((one for one in list(self._kept) if one.is_of(seen, model)), None)
+        ref = weakref.ref(model) if before is None else before.ref
+        if before is not None:
+            self._kept.remove(before)  # the newest comes last
         kept = _Kept(id(model), ref, look)
         self._kept.append(kept)
         return kept

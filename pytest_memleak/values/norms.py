@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from pytest_memleak.values.found import Largest
 from pytest_memleak.values.inside import plain, reading
 from pytest_memleak.values.named import Named
-from pytest_memleak.values.scan import Largest
 
 # Squares are added up in float32, also those of bfloat16; the norm of float16 has to fit into float16.
 _MOST = {

@@ -8,85 +8,25 @@ the first one is.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from pytest_memleak.events.places import Place
-from pytest_memleak.values.inside import has_no_values, is_known, is_wrapper, plain, reading, simulated, values_of
-from pytest_memleak.values.layout import in_memory_order, index_at, pieces, without_repeats
+from pytest_memleak.values.closer import closer
+from pytest_memleak.values.found import Bad, Largest, Scan
+from pytest_memleak.values.inside import has_no_values, is_known, plain, reading, simulated, values_of
+from pytest_memleak.values.layout import without_repeats
 from pytest_memleak.values.named import BUFFERS, GRADIENT, ORDINARY, Named
+from pytest_memleak.values.readable import DIRECTLY, as_numbers, readable
 
 PlaceOf = Callable[[torch.Tensor], Place | None]
 
-_TOGETHER = 128
+_TOGETHER = 512
 """Tensors whose extremes are fetched from their device at once: each time the device has to be waited for."""
-# Of the others float8 is cast piece by piece, and float4 has no NaN.
-_DIRECTLY = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_AT_A_TIME = 64
 _ALWAYS_FINITE = "torch.float4_e2m1fn_x2"
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A tensor that holds what is no finite number."""
-
-    name: str
-    kind: str
-    dtype: str
-    shape: tuple[int, ...]
-    device: str
-    count: int
-    """Of its values; a complex one is two."""
-    nans: int
-    infinities: int
-    """0 in a buffer, where they are not looked for."""
-    first: tuple[int, ...]
-    """Where the first of them is."""
-    shard: bool = False
-    """All this is of the rank's own shard."""
-    place: Place | None = None
-    """Where its memory was allocated, if that was recorded."""
-
-
-@dataclass
-class Scan:
-    """What was found among some tensors."""
-
-    looked: Counter[str] = field(default_factory=Counter)
-    """How many tensors of each kind were read."""
-    bad: list[Bad] = field(default_factory=list)
-    unmaterialized: list[str] = field(default_factory=list)
-    """On the meta device: without any values yet."""
-    unknown: list[str] = field(default_factory=list)
-    """On a simulated card, or fake: nobody computed them."""
-    unreadable: list[str] = field(default_factory=list)
-    """In a layout whose values cannot be got at."""
-    largest: list[Largest] = field(default_factory=list)
-    """Of all gradients that are fine."""
-
-    def add(self, other: Scan) -> None:
-        """Of a step among many: how many tensors were looked at is told of the largest one."""
-        self.looked |= other.looked
-        self.bad += [one for one in other.bad if one not in self.bad]
-        for mine, more in (
-            (self.unmaterialized, other.unmaterialized),
-            (self.unknown, other.unknown),
-            (self.unreadable, other.unreadable),
-        ):
-            mine += [name for name in more if name not in mine]
-
-
-@dataclass(frozen=True)
-class Largest:
-    """The largest magnitude in a tensor."""
-
-    name: str
-    magnitude: float
-    count: int
-    dtype: torch.dtype
 
 
 def scan(named: Iterable[Named], place_of: PlaceOf = lambda tensor: None) -> Scan:
@@ -117,9 +57,7 @@ class _Look:
         for number, one in enumerate(named):
             if self._is_simple(one.tensor):
                 # The way of nearly all tensors: what is asked of each takes a GPU's time, if they are small.
-                if not self._is_seen(one.tensor):
-                    self._found.looked[one.kind] += 1
-                    self._ask(_Part(one, one.tensor, number), (one.tensor,))
+                self._ask_simple(one, number)
             elif has_no_values(one.tensor):
                 self._found.unmaterialized.append(one.name)
             else:
@@ -134,7 +72,7 @@ class _Look:
     def _is_simple(self, tensor: torch.Tensor) -> bool:
         return (
             type(tensor) in ORDINARY
-            and tensor.dtype in _DIRECTLY
+            and tensor.dtype in DIRECTLY
             and tensor.layout is torch.strided
             and not (tensor.is_meta or tensor.is_nested or self._simulated)
             and tensor.is_contiguous()
@@ -157,7 +95,7 @@ class _Look:
             self._found.looked[one.kind] += 1
             if values.numel() and str(values.dtype) != _ALWAYS_FINITE:
                 part = _Part(one, as_numbers(values.detach()), number)
-                self._ask(part, _readable(without_repeats(part.values)))
+                self._ask(part, readable(without_repeats(part.values)))
 
     def _is_seen(self, tensor: torch.Tensor) -> bool:
         """Tied weights are one tensor under two names, or two tensors on one piece of memory."""
@@ -170,21 +108,36 @@ class _Look:
         self._seen.add(where)
         return len(self._seen) == before
 
-    def _ask(self, part: _Part, readable: Iterable[torch.Tensor]) -> None:
-        values = part.values
-        key = values.device, values.dtype if values.dtype in _DIRECTLY else torch.float32
-        extremes = self._extremes.get(key)
-        if extremes is None:
-            if values.device.type != "cpu":  # what another stream still writes is not there yet
-                torch.accelerator.synchronize(values.device)
-            extremes = self._extremes[key] = _Extremes(*key)
-        for piece in readable:
+    def _ask_simple(self, one: Named, number: int) -> None:
+        values = one.tensor
+        where = (values.data_ptr(), values.numel(), values.dtype)
+        if where in self._seen:
+            return
+        self._seen.add(where)
+        self._found.looked[one.kind] += 1
+        extremes = self._extremes_of(values.device, values.dtype)
+        if extremes.full:
+            self._judge(extremes)
+        extremes.add((one, values, number), values)
+
+    def _ask(self, part: _Part, pieces: Iterable[torch.Tensor]) -> None:
+        dtype = part.values.dtype
+        extremes = self._extremes_of(part.values.device, dtype if dtype in DIRECTLY else torch.float32)
+        for piece in pieces:
             if extremes.full:
                 self._judge(extremes)
             extremes.add(part, piece)
 
+    def _extremes_of(self, device: torch.device, dtype: torch.dtype) -> _Extremes:
+        found = self._extremes.get((device, dtype))
+        if found is None:
+            if device.type != "cpu":  # what another stream still writes is not there yet
+                torch.accelerator.synchronize(device)
+            found = self._extremes[device, dtype] = _Extremes(device, dtype)
+        return found
+
     def _judge(self, extremes: _Extremes) -> None:
-        for part, low, high in extremes.read():
+        for part, low, high in extremes.worth_a_look():
             kind = part.of.kind
             if not (math.isfinite(low) and math.isfinite(high)):
                 if kind not in BUFFERS or math.isnan(low) or math.isnan(high):
@@ -206,82 +159,30 @@ class _Extremes:
     """The least and the greatest value of several tensors of one type, kept where these lie until all are read."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._found = torch.empty(_TOGETHER, 2, device=device, dtype=dtype)
-        self._places: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """Views of these, made when they are wanted: few tensors are not to wait for many views."""
-        self._asked: list[_Part] = []
+        self._found = torch.empty(2, _TOGETHER, device=device, dtype=dtype)
+        self._places: list[tuple[torch.Tensor, ...]] = []
+        """Views of these."""
+        self._asked: list[tuple[Named, torch.Tensor, int]] = []
 
     @property
     def full(self) -> bool:
         return len(self._asked) == _TOGETHER
 
-    def add(self, part: _Part, piece: torch.Tensor) -> None:
+    def add(self, part: tuple[Named, torch.Tensor, int], piece: torch.Tensor) -> None:
         number = len(self._asked)
-        if number == len(self._places):
-            row = self._found[number]
-            self._places.append((row[0], row[1]))
+        if number == len(self._places):  # some at a time: few tensors are not to wait for many views
+            lows, highs = self._found[:, number : number + _AT_A_TIME].unbind()
+            self._places += zip(lows.unbind(), highs.unbind(), strict=True)
         torch.aminmax(piece, out=self._places[number])
         self._asked.append(part)
 
-    def read(self) -> Iterator[tuple[_Part, float, float]]:
+    def worth_a_look(self) -> Iterator[tuple[_Part, float, float]]:
+        """Those that are not finite, and gradients, whose size is wanted. Nearly all tensors are neither: to go through
+        hundreds of them would take as long as a GPU takes to read a few.
+        """
         asked, self._asked = self._asked, []
-        for part, (low, high) in zip(asked, self._found[: len(asked)].tolist(), strict=True):
-            yield part, low, high
-
-
-def closer(one: Named, values: torch.Tensor, place: Place | None = None) -> Bad:
-    """How many of a tensor's values are no finite numbers, and where the first one is. `values`: `as_numbers`."""
-    wanted = without_repeats(values)
-    repeats = values.numel() // wanted.numel()
-    nans = infinities = before = 0
-    first: tuple[int, ...] = ()
-    for piece in pieces(wanted):
-        numbers = piece if piece.dtype in _DIRECTLY else piece.float()
-        before += piece.numel()
-        if all(math.isfinite(extreme.item()) for extreme in torch.aminmax(numbers)):
-            continue  # nearly all pieces of a large tensor, mostly
-        bad = numbers.isnan()
-        found = int(bad.sum())
-        nans += found
-        if one.kind not in BUFFERS:
-            infinite = numbers.isinf()
-            found += (more := int(infinite.sum()))
-            infinities += more
-            bad |= infinite
-        if found and found == nans + infinities:  # the first piece with any
-            first = index_at(before - piece.numel() + int(bad.view(torch.uint8).argmax()), wanted.shape)
-    inside = next(plain(one.tensor))
-    are_pairs = inside.is_complex()
-    return Bad(
-        one.name,
-        one.kind,
-        str(inside.dtype).removeprefix("torch."),
-        tuple(values.shape[:-1] if are_pairs else values.shape),
-        str(inside.device),
-        values.numel(),
-        nans * repeats,
-        infinities * repeats,
-        first[:-1] if are_pairs else first,
-        shard=is_wrapper(one.tensor),
-        place=place,
-    )
-
-
-def as_numbers(values: torch.Tensor) -> torch.Tensor:
-    """Complex numbers as pairs; what a simulated card knows is little, and is read on the CPU."""
-    if simulated() and values.device.type != "cpu":
-        values = values.cpu()
-    if not values.is_complex():
-        return values
-    # A conjugate has its NaN in the same places.
-    return torch.view_as_real(values.conj() if values.is_conj() else values)
-
-
-def _readable(values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """As `torch.aminmax` takes it, and without a copy of the whole."""
-    ordered = in_memory_order(values)
-    if ordered is not None and values.dtype in _DIRECTLY:
-        yield ordered
-        return
-    for piece in pieces(values if ordered is None else ordered):
-        yield piece if piece.dtype in _DIRECTLY else piece.float()
+        lows, highs = self._found[:, : len(asked)].tolist()
+        fine = all(map(math.isfinite, lows)) and all(map(math.isfinite, highs))
+        for part, low, high in zip(asked, lows, highs, strict=True):
+            if not fine or part[0].kind == GRADIENT:
+                yield _Part(*part), low, high

@@ -16,7 +16,7 @@ from pytest_memleak.values.bits import bits_of
 from pytest_memleak.values.inside import has_no_values, is_known, is_wrapper, plain, reading, shape_of, values_of
 from pytest_memleak.values.layout import pieces, without_repeats
 from pytest_memleak.values.named import BUFFERS, Named, members
-from pytest_memleak.values.scan import as_numbers
+from pytest_memleak.values.readable import as_numbers
 
 _FEW = 4
 META = "unmaterialized (on meta)"

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from pytest_memleak.budget.expression import parse
 from pytest_memleak.budget.names import NAMES
+from pytest_memleak.budget.term import Term
 from pytest_memleak.errors import BadInput, Inconclusive
-from pytest_memleak.records.record import Term
 
 GIB = 1024**3
 KNOWN = {"fp16_size": 1001, "final_size": 700, "largest_param": 10, "fp32_size": 2002}
@@ -127,9 +128,9 @@ def test_a_limit_that_comes_to_nothing_is_refused_when_it_is_read(text: str | in
 
 
 @pytest.mark.parametrize("bad", [True, None, 1.5, ["1G"]])
-def test_what_is_neither_text_nor_bytes_is_refused(bad: object) -> None:
+def test_what_is_neither_text_nor_bytes_is_refused(bad: Any) -> None:
     with pytest.raises(BadInput, match="is not a limit"):
-        parse(bad)  # type: ignore[arg-type]
+        parse(bad)
 
 
 def test_with_names_the_sign_is_known_at_evaluation() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of  # noqa: E402
-from pytest_memleak.budget.names import NAMES  # noqa: E402
-from pytest_memleak.errors import BadInput, Inconclusive  # noqa: E402
+from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of
+from pytest_memleak.budget.names import NAMES
+from pytest_memleak.errors import BadInput, Inconclusive
 
 
 class Net(nn.Module):
@@ -61,8 +61,9 @@ def test_the_output_embedding_is_left_whatever_its_name_is() -> None:
 
 
 def test_two_parameters_on_one_memory_count_once() -> None:
-    model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
-    model[1].weight = nn.Parameter(model[0].weight.data)  # type: ignore[arg-type]
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = nn.Parameter(first.weight.data)
+    model = nn.ModuleList([first, second])
     assert size(sizes_of(model), "fp16_size") == 32
     assert size(sizes_of(model), "final_size") == 64
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_memleak.budget.sizes import format_exact, format_size, parse_size
@@ -68,9 +70,9 @@ def test_units_are_taken_at_their_word(text: str | int, size: int) -> None:
         b"16G",
     ],
 )
-def test_what_is_no_size_is_refused_and_quoted(text: object) -> None:
+def test_what_is_no_size_is_refused_and_quoted(text: Any) -> None:
     with pytest.raises(BadInput) as caught:
-        parse_size(text)  # type: ignore[arg-type]
+        parse_size(text)
     assert repr(text) in str(caught.value)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from pytest_memleak.budget.expression import parse
+from pytest_memleak.budget.term import Term
 from pytest_memleak.checks.leak import judge_host_leak, judge_leak
 from pytest_memleak.checks.peak import judge_host_peak, judge_peak
 from pytest_memleak.errors import Inconclusive
 from pytest_memleak.meters.reading import Reading
 from pytest_memleak.plan import HostPeakBudget, LeakBudget, PeakBudget
-from pytest_memleak.records.record import Term
 
 MIB = 1024**2
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from pytest_memleak.budget.expression import parse
-from pytest_memleak.cards.room import Room, of_allocator
+from pytest_memleak.budget.term import Term
 from pytest_memleak.checks.peak import judge_peak
 from pytest_memleak.checks.warmup import judge_warmup
 from pytest_memleak.meters.reading import Highest, Reading
 from pytest_memleak.plan import Cap, PeakBudget, Warmed
-from pytest_memleak.records.record import CheckResult, Term
+from pytest_memleak.records.record import CheckResult
+from pytest_memleak.room import Room, of_allocator
 from pytest_memleak.upstream.warmup import Ask, Load, Warmup
 
 GIB = 1024**3

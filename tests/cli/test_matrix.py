@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from pytest_memleak.cli.main import main
-from tests.fake_releases import Project
+from tests.fake_releases import Project, make_wheel
 
 SMALL = """
 import fakelib
@@ -224,6 +225,42 @@ def test_a_case_tells_a_failure_that_is_expected_from_one_that_is_not(project: P
     assert "6 cells: 3 pass, 3 fail; 1 not as expected" in full.stdout
 
 
+def test_a_case_crossed_with_another_package(project: Project, wheels: Path) -> None:
+    for version in ("2.0", "3.0"):
+        make_wheel(wheels, "fakedep", version, {"fakedep.py": f"VERSION = {version}\n".encode()})
+    project.write(
+        "import fakedep, fakelib\ndef test_small():\n    assert fakelib.VERSION < (1, 3), fakedep.VERSION\n",
+        "my_case.py",
+    )
+    project.write(
+        """
+        title = "Releases that are too large"
+        package = "fakedep"
+        good = []
+        bad = ["2.0", "3.0"]
+        none_because = "it is about all"
+        test = "my_case.py::test_small"
+        fails_with = "AssertionError: 3.0"
+        with = ["fakelib==1.0"]
+        [[figures]]
+        releases = ["3.0"]
+        expected = 1
+        tolerance = 0
+        source = "nobody"
+        """,
+        "my_case.toml",
+    )
+    call = ["matrix", "--case", "my_case.toml", "--vary", "fakelib==1.2,1.3", "--vary", "fakedep>=2,<4", "--minors"]
+    done = project.memleak(*call, "--json", "out.json")
+    assert done.returncode == 1, done.stderr
+    assert [(*c["versions"].items(), c["verdict"], c["differs"]) for c in project.data()["cells"]] == [
+        (("fakelib", "1.2"), ("fakedep", "2.0"), "pass", ["expected fail"]),
+        (("fakelib", "1.2"), ("fakedep", "3.0"), "pass", ["expected fail", "max_peak was not read, expected 1 B"]),
+        (("fakelib", "1.3"), ("fakedep", "2.0"), "fail", ["it failed, but not with 'AssertionError: 3.0'"]),
+        (("fakelib", "1.3"), ("fakedep", "3.0"), "fail", ["max_peak was not read, expected 1 B"]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -231,7 +268,15 @@ def test_a_case_tells_a_failure_that_is_expected_from_one_that_is_not(project: P
         (["--vary", "fakelib", "--", "test_it.py"], "'fakelib' varies nothing"),
         (["--vary", "fakelib==one", "--", "test_it.py"], "'one' is no release"),
         (["--vary", "fakelib==1.0", "--vary", "FakeLib==1.1", "--", "test_it.py"], "fakelib is varied twice"),
-        (["--vary", "fakelib==1.0", "--quick", "--", "test_it.py"], "--vary is for tests of your own"),
+        (["--vary", "fakelib==1.0", "--quick", "--", "test_it.py"], "--quick chooses among a case's own releases"),
+        (
+            ["--case", "warmup_cap", "--vary", "transformers==4.0.0"],
+            "warmup_cap does not say whether transformers 4.0.0",
+        ),
+        (
+            ["--case", "warmup_cap", "--vary", "transformers==5.0.0", "--", "test_it.py"],
+            "says itself which test it runs",
+        ),
         (["--pre"], "--pre is for the releases of --vary"),
         (["--yanked", "--quick"], "--yanked is for the releases of --vary"),
         (["--minors"], "--minors is for the releases of --vary"),

@@ -144,6 +144,14 @@ def test_a_run_that_a_library_ends_is_no_answer(
 
 
 @needs_no_gpu
+def test_a_card_that_is_too_small_for_transformers_itself(config: Path) -> None:
+    done = predict(config, "--card", "1G")
+    assert done.returncode == 2
+    assert "warmup asks for the card's size less 1.2 GiB at most, and on a card of 1 GiB that is less" in done.stderr
+    assert done.stderr.endswith("give a larger --card\n")
+
+
+@needs_no_gpu
 def test_more_positions_than_a_model_has_are_an_error(tmp_path: Path) -> None:
     sizes = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 1024}
     transformers.GPT2Config(**sizes, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import sys
 import time
 from os import fork as fork_bound_before
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,9 +90,9 @@ def test_a_fork_has_torch_however_short_it_lives() -> None:
 
 
 def test_dataloader_workers_are_told_with_the_way_out() -> None:
-    data = torch.arange(4.0)
+    data: Any = torch.arange(4.0)
     with ChildWatch() as watch:
-        assert len(list(DataLoader(data, num_workers=1, multiprocessing_context="fork"))) == 4  # type: ignore[arg-type]
+        assert len(list(DataLoader(data, num_workers=1, multiprocessing_context="fork"))) == 4
     (told,) = watch.unmeasured()
     assert "DataLoader worker" in told
     assert "num_workers=0" in told

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -218,12 +219,9 @@ def test_a_fork_amid_allocations_does_not_deadlock(engine: CpuAllocator) -> None
 
 
 def test_dataloader_workers_run_under_it(engine: CpuAllocator) -> None:
-    data = torch.arange(64.0).reshape(16, 4)
+    data: Any = torch.arange(64.0).reshape(16, 4)
     loader: torch.utils.data.DataLoader[torch.Tensor] = torch.utils.data.DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_size=4,
-        num_workers=1,
-        multiprocessing_context="fork",
+        data, batch_size=4, num_workers=1, multiprocessing_context="fork"
     )
     assert torch.equal(torch.cat(list(loader)), data)
 

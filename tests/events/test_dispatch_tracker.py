@@ -121,11 +121,11 @@ def test_foreign_memory_is_not_counted_when_operations_return_it(tracker: Dispat
 
 
 def test_after_the_window_nothing_is_wrapped_and_nothing_counted() -> None:
-    original = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
+    original = vars(threading.Thread)["_bootstrap_inner"]
     tracker = DispatchTracker()
     tracker.begin()
     tracker.end()
-    assert threading.Thread._bootstrap_inner is original  # type: ignore[attr-defined]
+    assert vars(threading.Thread)["_bootstrap_inner"] is original
     before = tracker.current()
     kept = torch.ones(100)
     assert tracker.current() == before
@@ -157,7 +157,7 @@ def test_fake_tensors_have_no_memory(tracker: DispatchTracker) -> None:
 def test_storages_that_no_operation_made_are_counted(tracker: DispatchTracker) -> None:
     tracker.take_peak()
     before = tracker.current()
-    storage = torch.UntypedStorage(1000)  # type: ignore[no-untyped-call]
+    storage = torch.UntypedStorage(1000)
     assert tracker.current() - before == 1000
     storage.resize_(4000)
     assert tracker.current() - before == 4000

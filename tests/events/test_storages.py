@@ -42,7 +42,7 @@ class FunctionMode(TorchFunctionMode):
         raise AssertionError(f"{func} was asked")
 
 
-class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DispatchMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} was asked")
 
@@ -64,7 +64,7 @@ def test_properties_of_a_subclass_are_not_asked() -> None:
 @pytest.mark.parametrize("mode", [FunctionMode, DispatchMode])
 def test_modes_of_the_program_see_no_census(mode: Any) -> None:
     weight = torch.ones(3, requires_grad=True)
-    (weight * 2).sum().backward()  # type: ignore[no-untyped-call]
+    (weight * 2).sum().backward()
     sparse = torch.eye(3).to_sparse()
     rows = torch.eye(3).to_sparse_csr()
     with mode():

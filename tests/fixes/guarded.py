@@ -16,7 +16,8 @@ from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.fixes.warmup_guard import FIX
 from pytest_memleak.plan import Cap
 from pytest_memleak.warming import spy_on
-from tests.cards.simulated.conftest import simulation  # noqa: F401 – a fixture
+
+pytest_plugins = ["tests.cards.simulated.conftest"]
 
 GIB = 2**30
 modeling: Any = importlib.import_module("transformers.modeling_utils")
@@ -24,7 +25,7 @@ transformers: Any = importlib.import_module("transformers")
 
 
 @pytest.fixture(autouse=True)
-def cards(simulation: Simulation) -> Iterator[SimulatedCard]:  # noqa: F811
+def cards(simulation: Simulation) -> Iterator[SimulatedCard]:
     with simulation.other_cards(cards_of("2xa100-80g")):
         yield SimulatedCard(simulation, named=True)
 

@@ -15,7 +15,7 @@ from pytest_memleak.fixes.fsdp_init import FIX
 pytest.importorskip("accelerate")
 transformers: Any = pytest.importorskip("transformers")
 
-from tests.fixes.fsdp_waiting import TINY, all_on_meta, saved  # noqa: E402
+from tests.fixes.fsdp_waiting import TINY, all_on_meta, saved
 
 modeling: Any = importlib.import_module("transformers.modeling_utils")
 fsdp_rank: Any = importlib.import_module("benchmarks.fsdp_rank")  # as loose as a script

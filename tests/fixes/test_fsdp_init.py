@@ -28,7 +28,7 @@ modeling: Any = importlib.import_module("transformers.modeling_utils")
 fsdp_utils: Any = importlib.import_module("accelerate.utils.fsdp_utils")
 fsdp_rank: Any = importlib.import_module("benchmarks.fsdp_rank")  # as loose as a script
 
-from tests.fixes.fsdp_waiting import TINY, all_on_meta, saved  # noqa: E402
+from tests.fixes.fsdp_waiting import TINY, all_on_meta, saved
 
 MIDDLE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
 """100 MiB in fp16."""

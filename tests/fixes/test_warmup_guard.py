@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_memleak.cards.room import Room
 from pytest_memleak.errors import BadInput
 from pytest_memleak.fixes import _warmups
 from pytest_memleak.fixes._warmups import fits, is_guarded
 from pytest_memleak.fixes.warmup_guard import FIX, RESERVE, SMALL_CARD, VARIABLES, mode
+from pytest_memleak.room import Room
 from pytest_memleak.upstream.patches import Patch
 from tests.alone import run_alone
 

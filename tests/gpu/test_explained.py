@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import Run, run_in_process
+from tests.conftest import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -33,15 +33,6 @@ def test_is_refused():
 def test_passes():
     helper(2)
 """
-
-
-@pytest.fixture
-def run_on_gpu(pytester: pytest.Pytester) -> Run:
-    def run_text(text: str, *args: str) -> pytest.RunResult:
-        pytester.makepyfile(test_it=text)
-        return run_in_process(pytester, "--gpu-backend=real", *args)
-
-    return run_text
 
 
 @pytest.mark.parametrize("when", ["auto", "always", "rerun", "never"])

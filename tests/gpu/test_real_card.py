@@ -5,18 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import Records, Run, run_in_process
+from tests.conftest import Records, Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture
-def run_on_gpu(pytester: pytest.Pytester) -> Run:
-    def run_text(text: str, *args: str) -> pytest.RunResult:
-        pytester.makepyfile(test_it=text)
-        return run_in_process(pytester, "--gpu-backend=real", *args)
-
-    return run_text
 
 
 def test_cap_is_exact_told_and_undone(run_on_gpu: Run) -> None:

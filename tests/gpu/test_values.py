@@ -11,7 +11,7 @@ from pytest_memleak.upstream.poison import Poison
 from pytest_memleak.values.bits import bits_of
 from pytest_memleak.values.named import of_anything
 from pytest_memleak.values.scan import scan
-from tests.conftest import Records, Run, run_in_process
+from tests.conftest import Records, Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -76,13 +76,8 @@ def test_poison_allocates_nothing() -> None:
     print("held and peak", plain, "poisoned", poisoned)
 
 
-def test_red_and_green(pytester: pytest.Pytester, records: Records) -> None:
-    def run(text: str, *args: str) -> pytest.RunResult:
-        pytester.makepyfile(test_it=text)
-        return run_in_process(pytester, "--gpu-backend=real", *args)
-
-    runs: Run = run
-    result = runs(
+def test_red_and_green(run_on_gpu: Run, records: Records) -> None:
+    result = run_on_gpu(
         """
         import pytest, torch
 

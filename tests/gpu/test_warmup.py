@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import Records, Run, run_in_process
+from tests.conftest import Records, Run
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.skipif(
@@ -71,15 +71,6 @@ def test_peak_without_it(memory):
 def test_peak_with_it():
     warm_up(8)
 """
-
-
-@pytest.fixture
-def run_on_gpu(pytester: pytest.Pytester) -> Run:
-    def run_text(text: str, *args: str) -> pytest.RunResult:
-        pytester.makepyfile(test_it=text)
-        return run_in_process(pytester, "--gpu-backend=real", *args)
-
-    return run_text
 
 
 def test_as_it_is(run_on_gpu: Run, records: Records) -> None:

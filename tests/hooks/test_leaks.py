@@ -263,3 +263,43 @@ def test_what_a_wider_fixture_allocates_is_not_the_tests(run: Run) -> None:
     )
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*max_leak FAILED: still held after the test 4 KiB*", "*late*more*"])
+
+
+def test_what_a_doctest_displayed_last_is_not_a_leak_and_what_it_keeps_is_one(run_on_cpu: Run) -> None:
+    result = run_on_cpu(
+        '''
+        import gettext
+        import torch
+
+        KEPT = []
+
+        def makes(size):
+            """
+            >>> makes(3)
+            tensor([1., 1., 1.])
+            """
+            return torch.ones(size)
+
+        def keeps(size):
+            """
+            >>> keeps(3)
+            >>> KEPT
+            [tensor([1., 1., 1.])]
+            """
+            KEPT.append(torch.ones(size))
+
+        def runs_last_and_displays_nothing():
+            """
+            >>> gettext.install("test_it")
+            >>> held = torch.ones(3)
+            """
+
+        def test_translations_are_still_there():
+            assert _("word") == "word"
+        ''',
+        "--doctest-modules",
+        "--memleak-max-leak=0",
+    )
+    # The order is that of the names; then the test.
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*test_it.keeps*", "*max_leak FAILED*", "*module global test_it.KEPT*"])

@@ -113,6 +113,37 @@ def test_what_is_gone_by_is_inconclusive_and_names_the_line(run_apart: Run, reco
     assert (result.parseoutcomes()["errors"], result.ret) == (len(DOUBTFUL), 1)
 
 
+REPORTED = """
+import torch
+
+def test_fails_by_an_unknown_number():
+    assert torch.nn.Linear(1024, 1024, device="cuda")(torch.randn(8, 1024, device="cuda")).mean().item() > 5
+
+def test_runs_out_of_memory():
+    kept = torch.empty(1500 * 1024**2, dtype=torch.uint8, device="cuda")
+    kept.clone()
+
+def test_fails_by_itself():
+    assert not torch.ones(4, device="cuda").numel()
+"""
+
+
+def test_in_report_mode_a_failure_stands_and_is_told_what_may_be_its_reason(run_apart: Run, records: Records) -> None:
+    result = run_apart(REPORTED, "--gpu-backend=simulated", "--gpu-cap=2G", "--memleak-mode=report")
+    result.assert_outcomes(failed=3)
+    told = {name: [(one["check"], one["verdict"]) for one in test["results"]] for name, test in records().items()}
+    assert told["test_fails_by_an_unknown_number"] == [("simulation", "inconclusive")]
+    assert told["test_runs_out_of_memory"] == [("gpu_cap", "fail")]
+    result.stdout.fnmatch_lines(
+        [
+            "simulation INCONCLUSIVE: the program went by a value that the simulated card does not have, at *:4 *",
+            "gpu_cap FAILED: out of memory under the cap of 2 GiB *",
+            "*local 'kept'*",
+        ]
+    )
+    assert result.stdout.str().count("- memleak -") == 2
+
+
 TRAIN = """
 import torch
 import pytest

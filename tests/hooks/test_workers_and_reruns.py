@@ -98,6 +98,56 @@ def test_killed_worker_loses_nothing_that_had_finished(pytester: pytest.Pytester
     result.stdout.fnmatch_lines(["*gw0*"])
 
 
+def test_instance_that_flaky_holds_is_not_a_leak(run: Run, pytester: pytest.Pytester) -> None:
+    """A stand-in with what flaky 3.8.1 does; the real one is a plugin of each run where it is installed."""
+    pytester.makeconftest(
+        """
+        class Flaky:
+            @staticmethod
+            def _get_test_instance(item):
+                return getattr(item, "instance", None) or item.parent.obj
+
+            def pytest_runtest_protocol(self, item, nextitem):
+                test_instance = self._get_test_instance(item)
+                assert test_instance.number == 5
+                runner = item.config.pluginmanager.getplugin("runner")
+                runner.pytest_runtest_protocol(item, nextitem)
+                return True
+
+        PLUGIN = Flaky()
+        pytest_runtest_protocol = PLUGIN.pytest_runtest_protocol
+        """
+    )
+    result = run(
+        """
+        import unittest
+        import pytest, torch
+        number = 5
+        KEPT = []
+
+        @pytest.mark.max_leak
+        class TestUnit(unittest.TestCase):
+            number = 5
+
+            def setUp(self):
+                self.held = torch.ones(1024)
+
+            def test_lets_go(self):
+                pass
+
+            def test_leaks(self):
+                KEPT.append(self)
+
+        @pytest.mark.max_leak
+        def test_function():
+            torch.ones(1024)
+        """
+    )
+    # It reports as it goes, so that a leak is an error of the teardown.
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of TestUnit.test_leaks*", "*module global test_it.KEPT*"])
+
+
 def test_reruns_do_not_accumulate(run_on_cpu: Run, pytester: pytest.Pytester, records: Records) -> None:
     pytest.importorskip("pytest_rerunfailures")
     result = run_on_cpu(

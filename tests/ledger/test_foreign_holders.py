@@ -25,7 +25,7 @@ def test_holders_that_the_collector_does_not_follow(explained: Explained, source
 
 
 @pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    not torch.backends.mkldnn.is_available(),
     reason="this torch has no MKL-DNN",
 )
 def test_a_tensor_in_the_layout_of_mkldnn(explained: Explained) -> None:

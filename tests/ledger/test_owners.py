@@ -270,11 +270,11 @@ def test_roots_of_the_caller_are_named(plant: Plant) -> None:
         pass
 
     program = plant("def fill(case): case.cache = {'x': [torch.zeros(256)]}")
-    case = Case()
+    case: Any = Case()
     program.module.fill(case)
     (line,) = program.explained(roots={"self of test_x": case})
     assert line == ONE + "self of test_x, at .cache['x'][0]"
-    (line,) = program.explained(roots={"fixture batch": case.cache["x"][0]})  # type: ignore[attr-defined]
+    (line,) = program.explained(roots={"fixture batch": case.cache["x"][0]})
     assert line == ONE + "fixture batch"
 
 
@@ -332,15 +332,12 @@ def test_bytes_that_nothing_explains_are_told(explained: Explained) -> None:
     assert lines[-1] == "3 KiB of 4 KiB has no Python tensor: held from C++ or unknown"
 
 
-def test_a_users_name_is_preferred_to_torchs(plant: Plant) -> None:
+def test_a_users_name_is_preferred_to_torchs(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     program = plant("KEPT = {'a': [[torch.zeros(256)]]}")
-    torch.leaky_cache = program.module.KEPT["a"][0][0]  # type: ignore[attr-defined]
-    try:
-        assert program.explained() == (ONE + "module global leaky.KEPT['a'][0][0]",)
-        del program.module.KEPT
-        assert program.explained() == (ONE + "module global torch.leaky_cache",)
-    finally:
-        del torch.leaky_cache  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch, "leaky_cache", program.module.KEPT["a"][0][0], raising=False)
+    assert program.explained() == (ONE + "module global leaky.KEPT['a'][0][0]",)
+    del program.module.KEPT
+    assert program.explained() == (ONE + "module global torch.leaky_cache",)
 
 
 def test_tensors_that_share_a_storage_count_once(explained: Explained) -> None:

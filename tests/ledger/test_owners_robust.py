@@ -125,7 +125,7 @@ def drop():
 def test_nothing_is_kept_alive(plant: Plant) -> None:
     program = plant(KEPT_IN_MANY_WAYS)
     tensors = [weakref.ref(tensor) for tensor in program.tensors()]
-    storages = [weakref.ref(reference().untyped_storage()) for reference in tensors]  # type: ignore[union-attr]
+    storages = [weakref.ref(tensor.untyped_storage()) for tensor in program.tensors()]
     lines = program.explained(total=1 << 20, limit=20)
     assert len(lines) >= 7
     program.module.drop()

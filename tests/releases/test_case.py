@@ -42,6 +42,14 @@ def test_a_case_is_read(tmp_path: Path) -> None:
     assert [second.is_about(one, good=False) for one in ("5.3.0", "5.3", "5.0.0", "5.2.0")] == [True, True, True, False]
 
 
+def test_what_a_release_has_to_do(tmp_path: Path) -> None:
+    case = read(written(tmp_path, GOOD | {"good": '["5.4.0", ">=5.2,!=5.3.*"]', "bad": '["5.5.0", "==5.3.*"]'}))
+    assert [case.is_good(one) for one in ("5.4", "5.2.3", "5.3.9")] == [True, True, False]
+    assert not case.is_good("5.5.0"), "what stands by itself is not what a specifier says"
+    with pytest.raises(BadInput, match=r"a_case does not say whether transformers 5\.1\.0 is good or bad"):
+        case.is_good("5.1.0")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

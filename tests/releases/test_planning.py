@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,7 @@ from packaging.version import Version
 
 from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.releases.case import Case
+from pytest_memleak.releases.cell import Run, Versions
 from pytest_memleak.releases.index import Release
 from pytest_memleak.releases.planning import Base, Varied, as_here, crossed, of_cases, varied
 
@@ -72,6 +74,36 @@ def test_a_quick_run_asks_no_index() -> None:
 
     runs = of_cases([case(("1.2.0", ">=1.1,<2"), ("1.0", "1.1.0"))], no_index, Base(), quick=True)
     assert [run.environment.versions[0][1] for run in runs] == ["1.0", "1.2.0"]
+
+
+def tried(runs: Sequence[Run]) -> list[tuple[Versions, bool]]:
+    return [(run.environment.versions, run.good) for run in runs]
+
+
+def test_a_case_is_crossed_with_releases_of_what_it_needs() -> None:
+    runs = of_cases([case(("1.2.0",), ("1.0",))], index, Base(), releases={"dep": ["3", "10"]})
+    assert tried(runs) == [
+        ((("lib", "1.0"), ("dep", "3")), False),
+        ((("lib", "1.0"), ("dep", "10")), False),
+        ((("lib", "1.2.0"), ("dep", "3")), True),
+        ((("lib", "1.2.0"), ("dep", "10")), True),
+    ]
+    assert not [one for one in runs[0].environment.requirements if one.startswith("dep")], "varied, and not ==3 as well"
+
+
+def test_releases_in_place_of_those_of_a_case() -> None:
+    runs = of_cases([case(("1.2.0",), ("<1.2",))], index, Base(), releases={"lib": ["1.2.0", "1.1.0"]})
+    assert tried(runs) == [((("lib", "1.1.0"),), False), ((("lib", "1.2.0"),), True)]
+    assert runs[0].environment.requirements[0] == "dep==3"
+
+
+def test_cases_about_two_packages_share_the_environments_in_which_these_are_crossed() -> None:
+    one = case(("1.2.0",), ())
+    other = replace(one, package="Dep", good=(), bad=("3",), requirements=("lib==1.0",))
+    runs = of_cases([one, other], index, Base(), releases={"dep": ["3"], "lib": ["1.2.0"]})
+    assert [run.good for run in runs] == [True, False]
+    assert runs[0].environment == runs[1].environment
+    assert runs[0].environment.versions == (("dep", "3"), ("lib", "1.2.0"))
 
 
 def test_releases_that_are_not_known_are_a_cell_that_says_so() -> None:

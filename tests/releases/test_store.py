@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,9 +56,9 @@ def test_one_that_is_not_complete_is_not_kept(store: Store) -> None:
         {"environment": Environment((("lib", "1.0"),), ("dep",), "3.12")},
     ],
 )
-def test_another_run_is_another(store: Store, other: dict[str, object]) -> None:
+def test_another_run_is_another(store: Store, other: dict[str, Any]) -> None:
     store.put(DONE)
-    assert store.get(dataclasses.replace(RUN, **other)) is None  # type: ignore[arg-type]
+    assert store.get(dataclasses.replace(RUN, **other)) is None
 
 
 def test_what_decides_it_and_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

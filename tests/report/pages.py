@@ -7,18 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from pytest_memleak.budget.term import Term
 from pytest_memleak.records.collected import Collected
-from pytest_memleak.records.record import (
-    AtPeak,
-    Block,
-    CardInfo,
-    CheckResult,
-    Limit,
-    Term,
-    TestRecord,
-    Timeline,
-    Verdict,
-)
+from pytest_memleak.records.record import AtPeak, Block, CardInfo, CheckResult, Limit, TestRecord, Timeline, Verdict
 from pytest_memleak.records.run import RunInfo
 from pytest_memleak.report import html
 from pytest_memleak.wording import SNAPSHOT

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pytest_memleak.records.record import CheckResult, Limit, Term
+from pytest_memleak.budget.term import Term
+from pytest_memleak.records.record import CheckResult, Limit
 from pytest_memleak.report.terminal import failure_text
 
 LIMIT = Limit(

@@ -4,20 +4,41 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import pytest
 
+from pytest_memleak.budget.term import Term
 from pytest_memleak.errors import BadInput, Unavailable
+from pytest_memleak.records.baselines import Entry, Key
+from pytest_memleak.records.baselines.ratchet import Difference, Findings
+from pytest_memleak.records.baselines.terms import Terms
+from pytest_memleak.records.baselines.told import Told
 from pytest_memleak.records.collected import Collected
-from pytest_memleak.records.record import Block, CardInfo, CheckResult, Limit, Term, TestRecord
+from pytest_memleak.records.record import Block, CardInfo, CheckResult, Limit, TestRecord
 from pytest_memleak.records.run import RunInfo, versions
 from pytest_memleak.report.files import check_writable
 from pytest_memleak.report.json_file import document, write
 
+ENTRY = Entry(Key("a.py::t[ü\ud800]", "simulated", "NVIDIA-H200:5", "2.13"), {}).with_peaks({"cuda:0": 3})
+BASELINE = Told(
+    Terms(Path("a.txt"), "a.txt", "ini", update=frozenset(["new"])),
+    entries=2,
+    is_there=True,
+    compared=2,
+    above=1,
+    found=Findings(
+        missing=(ENTRY,),
+        higher=(Difference(ENTRY, ENTRY.with_peaks({"cuda:0": 9})),),
+        lower=(Difference(ENTRY, ENTRY.with_peaks({"cuda:0": 1})),),
+        unused=(ENTRY,),
+    ),
+    written=True,
+)
 RUN = RunInfo(
     started="2025-01-02T03:04:05+00:00",
     finished="2025-01-02T03:05:05+00:00",
@@ -62,7 +83,8 @@ def collected() -> Collected:
         )
     )
     leak = CheckResult("max_leak", "pass", "…", "cpu", "allocated", "measured", -7, limit=Limit("0", 0, "ini"))
-    found.add(TestRecord("a.py::t", "a.py", 1, results=(leak,), worker="gw0"))
+    higher = CheckResult("baseline", "fail", "…", "cuda:0", "allocated", "predicted", 9, recorded=3)
+    found.add(TestRecord("a.py::t", "a.py", 1, results=(leak, higher), worker="gw0", baseline=ENTRY))
     found.add(TestRecord("c.py::unasked", "c.py", 1, worker="gw0"))
     found.worker_fell_silent("gw2")
     return found
@@ -86,9 +108,10 @@ def closed(node: Any) -> Any:
     return found
 
 
-def test_what_is_written_fits_the_shipped_schema_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("baseline", [None, BASELINE, replace(BASELINE, narrowed="-k")])
+def test_what_is_written_fits_the_shipped_schema_exactly(tmp_path: Path, baseline: Told | None) -> None:
     path = tmp_path / "memleak.json"
-    write(path, document(collected(), RUN))
+    write(path, document(collected(), RUN, baseline))
     data = json.loads(path.read_text(encoding="ascii"))
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.Draft202012Validator(closed(schema())).validate(data)
@@ -103,8 +126,8 @@ def test_the_schema_refuses_what_is_not_such_a_document(change: tuple[str, Any])
 def test_the_document_is_sorted_and_has_totals_for_the_run_and_each_worker() -> None:
     data = document(collected(), RUN)
     assert [test["nodeid"] for test in data["tests"]] == ["a.py::t", "b.py::t[ü\ud800]", "c.py::unasked"]
-    assert [test["verdict"] for test in data["tests"]] == ["pass", "fail", None]
-    assert (data["totals"]["passed"], data["totals"]["failed"], data["totals"]["reruns"]) == (1, 1, 1)
+    assert [test["verdict"] for test in data["tests"]] == ["fail", "fail", None]
+    assert (data["totals"]["passed"], data["totals"]["failed"], data["totals"]["reruns"]) == (0, 2, 1)
     assert data["workers"]["gw0"]["tests"] == 2
     assert data["workers"]["gw1"]["highest_peaks"][0]["bytes"] == 300
     assert data["silent_workers"] == ["gw2"]

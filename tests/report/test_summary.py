@@ -6,8 +6,9 @@ from io import StringIO
 
 from _pytest._io import TerminalWriter
 
+from pytest_memleak.budget.term import Term
 from pytest_memleak.records.collected import Collected
-from pytest_memleak.records.record import Block, CardInfo, CheckResult, Limit, Term, TestRecord
+from pytest_memleak.records.record import Block, CardInfo, CheckResult, Limit, TestRecord
 from pytest_memleak.report.terminal import Line, summary_lines, write
 from pytest_memleak.wording import LET_GO
 

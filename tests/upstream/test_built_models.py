@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_memleak.budget.model_sizes import ModelSizes  # noqa: E402
-from pytest_memleak.errors import Inconclusive  # noqa: E402
-from pytest_memleak.upstream.loads import ModelObserver  # noqa: E402
+from pytest_memleak.budget.model_sizes import ModelSizes
+from pytest_memleak.errors import Inconclusive
+from pytest_memleak.upstream.loads import ModelObserver
+from tests.upstream.addresses import made_where_one_was
 
 
 class Net(nn.Module):
@@ -59,6 +60,28 @@ def test_a_model_that_dies_in_a_cycle_is_remembered() -> None:
         del model
         gc.collect()
         assert fp16(observer.models()) == [64]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["itself", "its-part"])
+def test_a_wrapper_that_dies_in_a_cycle_is_remembered_though_its_part_ends_before_it(back: bool) -> None:
+    with ModelObserver() as observer:
+        part = Net()  # the older one, and so the first that a collection ends
+        wrapper = nn.Sequential(part)
+        (part if back else wrapper).__dict__["wrapper"] = wrapper
+        del part, wrapper
+        gc.collect()
+    assert [sizes.title.split()[0] for sizes in observer.models()] == ["Sequential"]
+    assert fp16(observer.models()) == [64]
+
+
+def test_a_model_is_seen_where_one_was_whose_end_nobody_saw() -> None:
+    class Hidden(nn.Linear):
+        def __del__(self) -> None:
+            """Without that of its base."""
+
+    with ModelObserver() as observer:
+        model = made_where_one_was(lambda: Hidden(4, 4), lambda: nn.Linear(2, 2))
+        assert [found for _, found in observer.living()] == [model]
 
 
 def test_several_models_are_told_apart_in_order() -> None:

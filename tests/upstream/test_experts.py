@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_memleak.upstream.experts import expert_parameters  # noqa: E402
+from pytest_memleak.upstream.experts import expert_parameters
 
 
 def stack(*shape: int, dtype: Any = torch.float32) -> nn.Parameter:

@@ -17,10 +17,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of  # noqa: E402
-from pytest_memleak.errors import Inconclusive  # noqa: E402
-from pytest_memleak.upstream.loads import ModelObserver  # noqa: E402
-from pytest_memleak.upstream.watched import scope, watch, watched  # noqa: E402
+from pytest_memleak.budget.model_sizes import ModelSizes, sizes_of
+from pytest_memleak.errors import Inconclusive
+from pytest_memleak.upstream.loads import ModelObserver
+from pytest_memleak.upstream.watched import scope, watch, watched
+from tests.upstream.addresses import made_where_one_was
 
 Tiny = Callable[..., Any]
 Load = Callable[..., Any]
@@ -143,6 +144,22 @@ def test_a_load_and_a_built_model_are_two_in_order(load: Load, checkpoint: str) 
         built, loaded = torch.nn.Linear(3, 3), load(checkpoint)
     assert [sizes.title.split()[0] for sizes in observer.models()] == ["Linear", "LlamaForCausalLM"]
     assert built is not loaded
+
+
+def test_what_is_built_where_a_loaded_model_was_is_another_model(
+    transformers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_pretrained(cls: type, pretrained_model_name_or_path: str) -> Any:
+        return torch.nn.Linear(3, 3)
+
+    base = transformers.PreTrainedModel
+    monkeypatch.setattr(base, "from_pretrained", classmethod(from_pretrained))
+    with ModelObserver() as observer:
+        built = made_where_one_was(lambda: base.from_pretrained("a model"), lambda: torch.nn.Linear(2, 2))
+        assert [(seen.loads, model) for seen, model in observer.living()] == [((), built)]
+    loaded, *_, last = observer.models()
+    assert (loaded.title.split()[1], loaded.term("fp16_size").bytes) == ("(loaded", 2 * 12)
+    assert (last.title.split()[1], last.term("fp16_size").bytes) == ("(built", 2 * 6)
 
 
 def test_loads_of_threads_are_seen(transformers: Any, checkpoint: str) -> None:

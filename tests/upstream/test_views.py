@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_memleak.upstream.loads import ModelObserver  # noqa: E402
+from pytest_memleak.upstream.loads import ModelObserver
 
 IDS = [[1, 2, 3]]
 

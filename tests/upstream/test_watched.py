@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_memleak.upstream import watched  # noqa: E402
+from pytest_memleak.upstream import watched
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ from pytest_memleak.cards.simulated.simulation import Simulation
 from pytest_memleak.upstream.patches import Patch
 from pytest_memleak.upstream.warmup import WarmupSpy
 from pytest_memleak.warming import spy_on
-from tests.cards.simulated.conftest import simulation  # noqa: F401 – a fixture
+
+pytest_plugins = ["tests.cards.simulated.conftest"]
 
 GIB = 2**30
 modeling: Any = importlib.import_module("transformers.modeling_utils")
@@ -27,7 +28,7 @@ old = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason
 
 
 @pytest.fixture(autouse=True)
-def cards(simulation: Simulation) -> Iterator[SimulatedCard]:  # noqa: F811
+def cards(simulation: Simulation) -> Iterator[SimulatedCard]:
     with simulation.other_cards(cards_of("2xa100-40g")):
         yield SimulatedCard(simulation, named=True)
 
@@ -145,7 +146,7 @@ def test_any_signature(
 
 
 @old
-def test_less_than_nothing(simulation: Simulation, cards: SimulatedCard) -> None:  # noqa: F811
+def test_less_than_nothing(simulation: Simulation, cards: SimulatedCard) -> None:
     if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 2):
         pytest.skip("this release does not go below zero")
     from pytest_memleak.plan import Cap

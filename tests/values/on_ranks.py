@@ -17,7 +17,7 @@ import os
 import pytest_memleak.values.exchange as exchange
 import torch.distributed as dist
 
-exchange.PATIENCE = float(os.environ.get("PATIENCE", "60"))
+exchange.PATIENCE = float(os.environ.get("PATIENCE", "150"))
 
 def pytest_sessionstart(session):
     dist.init_process_group("gloo")

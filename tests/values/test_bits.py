@@ -57,3 +57,19 @@ def test_no_word_has_a_partner() -> None:
     words = torch.randint(-(2**62), 2**62, (64,))
     assert len({bits_of(word) for word in (*words[:, None], *(~words)[:, None])}) == 128
     assert bits_of(torch.tensor([12345])) != bits_of(torch.tensor([-4354685564936857700]))
+
+
+@pytest.mark.parametrize("count", [1, 4096, 4097, 300_001])
+def test_how_much_is_mixed_at_a_time_is_none_of_it(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differs between devices, and what is on one is compared with what is on another."""
+    tensor = torch.randn(count)
+    number = bits_of(tensor)
+    for block in (1 << 12, 1 << 14, 1 << 24):
+        monkeypatch.setattr("pytest_memleak.values.bits._BLOCK", {"cpu": block})
+        assert bits_of(tensor) == number
+
+
+def test_blocks_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_memleak.values.bits._BLOCK", {"cpu": 1 << 12})
+    first, second = torch.randn(2, 1 << 10)
+    assert bits_of(torch.cat([first, second])) != bits_of(torch.cat([second, first]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 
 import pytest_memleak
 from pytest_memleak.meters import shared
+from pytest_memleak.values.found import Bad
 from pytest_memleak.values.layout import PIECE, index_at, pieces
 from pytest_memleak.values.named import of_anything, of_module, of_optimizer
-from pytest_memleak.values.scan import Bad, scan
+from pytest_memleak.values.scan import scan
 
 NAN, INF = math.nan, math.inf
 FLOATS = (
@@ -202,7 +204,8 @@ def test_pieces_are_the_values_in_their_order(size: int) -> None:
 def world_of_one() -> Iterator[None]:
     if not torch.distributed.is_available():
         pytest.skip("this torch has no torch.distributed")
-    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    distributed: Any = torch.distributed
+    store = distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

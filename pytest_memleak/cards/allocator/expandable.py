@@ -39,10 +39,11 @@ def with_space(pool: Pool, size: int) -> Block | None:
         block = pool.blocks[address]
         if block.previous is not None and not block.previous.used:
             block = block.previous
-        room, following = 0, block
+        room = 0
+        following: Block | None = block
         while room < size and following is not None and not following.used:
             room += following.size
-            following = following.next  # type: ignore[assignment]
+            following = following.next
         if room >= size:
             return block
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_memleak.cards.allocator.rules import INTERVALS, LARGE_SEGMENT, MIB, UNLIMITED
 from pytest_memleak.errors import BadInput
@@ -58,7 +59,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
 
 def parse(text: str) -> Settings:
     """Reads ``max_split_size_mb:128,expandable_segments:True``; what torch would not take, this does not either."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for name, value in _options(text):
         if name in WITHOUT_EFFECT:
             continue
@@ -83,7 +84,7 @@ def parse(text: str) -> Settings:
             found["divisions"] = _divisions(name, value)
         else:
             raise BadInput(f"{name!r} is no option of torch's CUDA allocator (in {text!r})")
-    return Settings(**found)  # type: ignore[arg-type]
+    return Settings(**found)
 
 
 def _options(text: str) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.cards.capping import enforced
-from pytest_memleak.cards.room import Room, of_cuda
 from pytest_memleak.cards.simulated.features import reason_of
 from pytest_memleak.cards.simulated.memory import simulated
 from pytest_memleak.cards.simulated.profiles import MOST_MEMORY
@@ -19,6 +18,7 @@ from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.plan import Cap
 from pytest_memleak.records.record import CardInfo
+from pytest_memleak.room import Room, of_cuda
 
 
 class SimulatedCard:

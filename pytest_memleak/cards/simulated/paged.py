@@ -36,10 +36,11 @@ def _memory(*shape: int, dtype: torch.dtype = torch.float32, device: torch.devic
     size = numbers * dtype.itemsize
     # By its address, as bitsandbytes does: it counts as memory of the host's then, and not as a file.
     pages = (ctypes.c_char * size).from_buffer(mmap.mmap(-1, size))
-    memory: Any = torch.frombuffer(pages, dtype=dtype, count=numbers).view(shape)
-    memory.is_paged = True
-    memory.page_deviceid = device.index if device is not None else 0
-    return memory  # type: ignore[no-any-return]
+    memory = torch.frombuffer(pages, dtype=dtype, count=numbers).view(shape)
+    paged: Any = memory
+    paged.is_paged = True
+    paged.page_deviceid = device.index if device is not None else 0
+    return memory
 
 
 def _nothing(A: torch.Tensor, to_cpu: bool = False) -> None:

@@ -26,7 +26,7 @@ def try_out(simulation: Simulation) -> None:
     _agree(_there(simulation))
     simulation.begin_threads()
     start = torch.rand(_ELEMENTS, device="cuda", requires_grad=True)
-    start.clone().sum().backward()  # type: ignore[no-untyped-call]
+    start.clone().sum().backward()
     weight = torch.empty(64, 64, device="cuda")
     product = weight @ weight
     _agree(_tensors(start, product))

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from pytest_memleak.budget.sizes import format_size
 from pytest_memleak.records.collected import Collected
-from pytest_memleak.records.record import AtPeak, CardInfo, CheckResult, TestRecord, Timeline
+from pytest_memleak.records.record import WORST_FIRST, AtPeak, CardInfo, CheckResult, TestRecord, Timeline
 from pytest_memleak.records.run import RunInfo
 from pytest_memleak.report.terminal import failure_text
 from pytest_memleak.wording import SNAPSHOT, card_line, looks_like, place
@@ -22,7 +22,6 @@ _LARGEST = 60
 """So many lines of what was alive at a peak are told one by one, the rest in one sum."""
 _STEPS = 10_000
 """A curve's times are told in so many steps: more than a screen has columns."""
-_ORDER = ("fail", "inconclusive", "not judged", "pass")
 
 
 class Lines:
@@ -59,7 +58,7 @@ def overview(collected: Collected, run: RunInfo) -> dict[str, Any]:
     }
 
 
-def test_data(record: TestRecord, lines: Lines, folder: Path, page: Path) -> dict[str, Any]:
+def opened_row(record: TestRecord, lines: Lines, folder: Path, page: Path) -> dict[str, Any]:
     """All that a test's opened row shows, beyond what the table does. `page`: the folder that the page is in."""
     results = sorted(record.results, key=_badness)
     # What report mode does not enforce is told as it would have been printed.
@@ -76,9 +75,6 @@ def test_data(record: TestRecord, lines: Lines, folder: Path, page: Path) -> dic
         "devices": _devices(record),
     }
     return _without_empty(data)
-
-
-test_data.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of the name
 
 
 def _devices(record: TestRecord) -> list[str]:
@@ -124,7 +120,7 @@ def verdict_word(record: TestRecord) -> str:
         return {"fail": "failed", "pass": "passed"}.get(record.verdict, record.verdict)
     if not record.results:
         return "not asked"
-    worst = min((result.verdict for result in record.results), key=_ORDER.index)
+    worst = min((result.verdict for result in record.results), key=WORST_FIRST.index)
     return {"fail": "would fail", "pass": "read"}.get(worst, worst)
 
 
@@ -132,7 +128,7 @@ def _badness(result: CheckResult) -> tuple[int, bool, float]:
     """The worst verdict first; of equal ones the result nearest to its limit, or beyond it."""
     measured, limit = result.measured or 0, result.limit
     used = 0.0 if measured <= 0 or limit is None else measured / limit.bytes if limit.bytes else inf
-    return _ORDER.index(result.verdict), limit is None, -used
+    return WORST_FIRST.index(result.verdict), limit is None, -used
 
 
 def _result(result: CheckResult, lines: Lines) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.run import RunInfo
-from pytest_memleak.report.html.data import Lines, overview, test_data
+from pytest_memleak.report.html.data import Lines, opened_row, overview
 from pytest_memleak.report.html.plotly import find_plotly
 
 SCRIPTS = ("words.js", "timeline.js", "at_peak.js", "opened.js", "table.js", "page.js")
@@ -31,7 +31,7 @@ _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 def page(collected: Collected, run: RunInfo, folder: Path, path: Path) -> str:
     """The whole page. `folder`: what relative paths in notes start from; `path`: where the page will stand."""
     records, lines = list(collected), Lines()
-    tests = [test_data(record, lines, folder, path.parent) for record in records]
+    tests = [opened_row(record, lines, folder, path.parent) for record in records]
     # plotly goes in packed: a third of the size, it is read only when there are charts, and nothing in it is markup.
     script = "(() => {\n" + "\n".join(_part(name) for name in SCRIPTS) + "})();\n"
     plotly = _plotly()

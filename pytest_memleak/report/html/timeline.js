@@ -32,7 +32,10 @@ function byDevice(test) {
 /** What is held at the end, and a request that may never have been had, are no heights of a curve. */
 const NO_LEVELS = ["max_leak", "allocator_warmup"];
 
-/** The peaks and limits that belong to a device's curves. Of a host peak growth is told: here it stands on its base. */
+/** What is told without what was there before: here it stands on that. */
+const ON_BASE = ["max_host_peak", "baseline"];
+
+/** The peaks and limits that belong to a device's curves. */
 function marksOf(test, device, curves, devices) {
   const known = (result) => devices.has(result.device) ? result.device : devices.has(LIKE[result.device]) ? LIKE[result.device] : null;
   const only = devices.size === 1 ? device : null; // an out-of-memory names no device
@@ -40,7 +43,7 @@ function marksOf(test, device, curves, devices) {
     .filter((result) => !NO_LEVELS.includes(result.check) && result.measured !== undefined)
     .filter((result) => (result.device ? known(result) : only) === device)
     .map((result) => {
-      const base = result.check === "max_host_peak" ? result.base || 0 : 0;
+      const base = ON_BASE.includes(result.check) ? result.base || 0 : 0;
       return {
         kind: result.kind || curves[0].kind,
         peak: base + result.measured,

@@ -8,25 +8,15 @@ from typing import Any
 import pytest
 
 from pytest_memleak.cards.allocator.trace import Action
-from pytest_memleak.errors import Unavailable
+from tests.alone import simulated
 
 Events = Callable[[Callable[[], Any]], list[int]]
 
 
 @pytest.fixture
 def simulation() -> Iterator[Any]:
-    from pytest_memleak.cards.simulated.process import simulation_of
-    from pytest_memleak.cards.simulated.profiles import cards_of
-
-    try:
-        made = simulation_of(cards_of(""))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    made.unknowns.reset()
-    made.presumptions.reset()
-    yield made
-    made.off()
+    with simulated() as made:
+        yield made
 
 
 @pytest.fixture

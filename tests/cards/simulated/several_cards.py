@@ -86,7 +86,7 @@ def test_more_than_any_card_has() -> None:
 
 def test_streams_are_torch_s_own() -> None:
     numbers = torch.arange(3, device="cuda:1")
-    stream = torch.cuda.Stream(1)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(1)
     assert isinstance(stream, torch.Stream)
     assert stream.device == torch.device("cuda", 1)
     with torch.cuda.stream(stream):

@@ -310,7 +310,7 @@ def test_gradients_of_unknown_values_are_unknown() -> None:
 @pytest.mark.usefixtures("simulation")
 def test_gradients_through_the_card_are_unknown() -> None:
     leaf = torch.ones(4, requires_grad=True)
-    (leaf.cuda() * large()[0, :4]).sum().backward()  # type: ignore[no-untyped-call]
+    (leaf.cuda() * large()[0, :4]).sum().backward()
     assert leaf.grad is not None
     assert not known(leaf.grad)
 
@@ -346,7 +346,7 @@ def test_it_outlives_the_card(simulation: Simulation) -> None:
     assert counted.tolist() == [0, 0, 0]
     assert isinstance(bool(one[0, 0] < 5), bool)
     assert copy.deepcopy(one).numpy().shape == pickle.loads(pickle.dumps(one)).shape == (2, 3)
-    one.requires_grad_().exp().sum().backward()  # type: ignore[no-untyped-call]
+    one.requires_grad_().exp().sum().backward()
     simulation.on()
     simulation.unknowns.reset()
     assert not known(one.sum())
