@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not find_spec("bitsandbytes") or not find_spec("peft"), reason="needs bitsandbytes and peft"),
 ]
 
+DEVICE = "cuda:0"
 LOADS = """
 import pytest, torch
 from peft import LoraConfig, get_peft_model
@@ -68,6 +70,27 @@ def test_experts_in_four_bits(pytester: pytest.Pytester, records: Records, fixed
     told = {name: one["results"][0] for name, one in records().items()}
     print({name: (one["check"], one["verdict"], one["measured"]) for name, one in told.items()})
     result.assert_outcomes(**{"passed" if fixed else "failed": 2})
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+def test_a_load_bit_by_bit_as_by_bitsandbytes(tmp_path: Path, nested: bool) -> None:
+    """Of thousands of matrices that nobody waits for."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    from pytest_memleak import fixes
+    from pytest_memleak.upstream.experts import expert_parameters
+    from tests.fixes.moe_models import differences, four_bits, load, qwen3_moe, saved, states
+
+    config = qwen3_moe(num_experts=256, moe_intermediate_size=512, hidden_size=512, num_hidden_layers=4)
+    saved(tmp_path, config)
+    asked = four_bits(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested)
+    whole = load(tmp_path, asked, device_map={"": DEVICE})
+    for one in expert_parameters(whole):
+        replace_parameter_4bit(one.module, one.leaf, compress_statistics=nested, quant_type="nf4")
+    with fixes.find("moe_experts").fixed():
+        model = load(tmp_path, asked, device_map={"": DEVICE})
+    assert len(states(model)) == 8
+    assert differences(model, whole) == []
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
