@@ -94,7 +94,7 @@ class Reservations:
                 stuck = stuck + 1 if queueing.at_a_standstill(cards, want) else 0
                 if why := _why_in_vain(stuck, waited, patience):
                     raise Unavailable(words.in_vain(need, want.count, who, waited, why))
-            time.sleep(POLL * (1 + random.random()))
+            time.sleep(POLL * (1 + random.random()))  # nobody tells when a card is free; not all ask at the same time
 
     def give_back(self) -> None:
         """The test is over. What this process still has afterwards, others are told."""

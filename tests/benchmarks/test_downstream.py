@@ -7,14 +7,15 @@ import io
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import downstream_outcomes, downstream_projects, downstream_sources
+from benchmarks import downstream, downstream_outcomes, downstream_projects, downstream_sources
 from benchmarks.downstream_alarms import Alarm, alarms, grouped
 from benchmarks.downstream_outcomes import NOT_RUN, Changed, compared
 from benchmarks.downstream_projects import Project
-from benchmarks.downstream_runs import timed
+from benchmarks.downstream_runs import Runs, timed
 from benchmarks.downstream_table import Measured, table
 from pytest_memleak.errors import BadInput, Unavailable
 from pytest_memleak.records.record import CheckResult, TestRecord
@@ -158,6 +159,22 @@ def test_conftests_that_nobody_read_and_other_archives_are_refused(tmp_path: Pat
     other = Project("some-thing", "1.2", "0" * 64, ("tests",))
     with pytest.raises(BadInput, match=rf"has the sha256 {sha256}, and downstream.toml says 000"):
         downstream_sources.unpacked(other, tmp_path / "out", tmp_path, no_uv, Sources())
+
+
+@pytest.mark.parametrize(("alone", "started"), [("", 8), ("they write to the same files", 0)])
+def test_tests_that_disturb_each_other_run_without_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], alone: str, started: int
+) -> None:
+    sha256 = _sdist(tmp_path, "tests/test_it.py")
+    monkeypatch.setattr(Runs, "all", lambda runs: runs)
+    monkeypatch.setattr(downstream, "measured", lambda runs, versions: runs)
+    monkeypatch.setattr(downstream, "_here", lambda project: {})
+    monkeypatch.setattr(downstream, "find_uv", no_uv)
+    monkeypatch.setattr(sys, "argv", ["downstream.py", "--here", "-n", "8", "--sdists", str(tmp_path)])
+    project = Project("some-thing", "1.2", sha256, ("tests",), alone=alone)
+    runs: Any = downstream._run(project, tmp_path / "out", downstream._options())
+    assert runs.workers == started
+    assert (f"some-thing: without workers: {alone}" in capsys.readouterr().err) is bool(alone)
 
 
 def test_address_of_a_source_distribution_is_the_locks() -> None:

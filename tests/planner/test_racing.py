@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from pytest_memleak.errors import BadInput, MemleakError
 from pytest_memleak.planner import Planner
 from pytest_memleak.planner.plan import Plan
+from pytest_memleak.planner.racing import Race
 from pytest_memleak.planner.running import saved
 from pytest_memleak.planner.running.training import Training
 from pytest_memleak.planner.search import NothingFits
@@ -57,6 +58,30 @@ def test_to_compute_again_is_slow(planner: Planner, text: Any, monkeypatch: pyte
     found = planner.race(tight(planner), text, margin=1.0)
     assert found.peak <= tight(planner)
     assert found.plan.n_checkpoint == 0
+
+
+def test_a_machine_that_is_slow_for_a_while_decides_nothing(
+    planner: Planner, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each plan's seconds come from a list: the one that is the fastest was not in the first heat."""
+    seconds = {1: [1.2, 0.5, 0.9, 0.6], 2: [1.0, 0.55, 0.54, 0.53], 3: [1.4, 0.1, 0.1, 0.1]}
+    numbers: dict[Plan, int] = {}
+    ran: list[int] = []
+
+    def fed(race: Race, training: Training, plan: Plan, batches: Any) -> float:
+        number = numbers.setdefault(plan, len(numbers) + 1)
+        ran.append(number)
+        return seconds[number].pop(0) if number in seconds else 9.0
+
+    monkeypatch.setattr(Race, "_heat", fed)
+    told: list[str] = []
+    found = planner.race(tight(planner), text, margin=1.0, tell=told.append)
+    assert len(numbers) >= 3
+    assert (numbers[found.plan], found.seconds) == (1, 0.5)
+    # Far behind: out after the first heat, also the one that would have been fast later.
+    assert ran[len(numbers) :] == [2, 1, 1, 2, 2, 1]
+    assert len(told) == len(ran)
+    assert told[0] == f"heat 1 of 4: {next(iter(numbers))}: 1.200 s a step"
 
 
 def test_nothing_is_left_of_it(planner: Planner, text: Any) -> None:
