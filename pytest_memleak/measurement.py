@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from pytest_memleak.cards.card import Card
 from pytest_memleak.events import garbage
 from pytest_memleak.events.children import ChildWatch
 from pytest_memleak.events.recording import Recording
 from pytest_memleak.meters import shared
-from pytest_memleak.meters.accelerator import release_cached_blocks, release_workspaces
+from pytest_memleak.meters.accelerator import release_cached_blocks
 from pytest_memleak.meters.gauge import SharedGauge, Window
 from pytest_memleak.meters.host import settled
 from pytest_memleak.meters.reading import COMMITTED, PREDICTED, Reading
 from pytest_memleak.meters.timeline import Recorder, Source, Watch
+from pytest_memleak.meters.workspaces import Workspaces
 from pytest_memleak.plan import Plan
 from pytest_memleak.upstream.loads import ModelObserver
 from pytest_memleak.warming import Warming, spy_on
@@ -32,11 +34,13 @@ class Measurement:
         self,
         plan: Plan,
         card: Card,
+        folder: Path,
         recordings: Sequence[Recording] = (),
         smallest: int = 0,
         timed: float | None = None,
         watch: Watch | None = None,
     ) -> None:
+        """`folder`: where the test's own code is."""
         self.plan = plan
         self.card = card
         self.bodies: list[Readings] = []
@@ -62,10 +66,12 @@ class Measurement:
         """Refusals of runs that are not to be judged."""
         self._windows: list[Window] = []
         self._child_watch = ChildWatch()
+        self._workspaces = Workspaces(folder)
         self._undo = contextlib.ExitStack()
 
     def begin(self) -> None:
         with contextlib.ExitStack() as undo:
+            undo.callback(self._workspaces.restore)
             self.card.begin()
             self._settle()
             if self.plan.cap is not None:
@@ -128,7 +134,7 @@ class Measurement:
         self.timeline.pause()
         if self._leaks:
             garbage.collect_unless_off()
-            release_workspaces()
+            self._workspaces.release()
             if judged and self._holds_more():
                 # It may have replaced something older: that is among the frozen, where only this looks.
                 garbage.collect_everything()
@@ -176,9 +182,9 @@ class Measurement:
         # what the frames of a failed test held would count in the peak of the next.
         garbage.drop_last_exception()
         garbage.settle()
-        # Either would make a test's numbers depend on which tests ran before it.
-        if self._leaks or self.plan.peak is not None or self.plan.baseline:
-            release_workspaces()
+        # Either would make a test's numbers, and what fits under its cap, depend on which tests ran before it.
+        if self._leaks or self.plan.peak is not None or self.plan.cap is not None or self.plan.baseline:
+            self._workspaces.release()
         if self.plan.baseline:
             release_cached_blocks()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_all_objects_are_looked_through_only_for_what_may_be_a_leak(looks: list[str], leaks: bool) -> None:
-    measurement = Measurement(_PLAN, choose("cpu"))
+    measurement = Measurement(_PLAN, choose("cpu"), Path(__file__).parent)
     measurement.begin()
     try:
         measurement.body_begins()

@@ -65,6 +65,7 @@ class RunningTest:
         self.measurement = Measurement(
             plan,
             card,
+            item.path.parent,
             *recordings_for(plan, card, explain),
             timed=INTERVAL if shown else SELDOM if live is not None else None,
             watch=None if live is None else TestProgress(self, live),

@@ -1,12 +1,13 @@
 """What torch's caching allocator says about one device: requested, allocated and reserved bytes, now and at the peak.
 
-The only file of this room that touches torch's private API. Checked on torch 2.11 (CUDA) and 2.13 (no device): the
-counters behind `torch.cuda.memory_stats` cost 8 µs a call, the public wrapper 57. Other accelerators go through the
-counters behind `torch.accelerator.memory_stats`, which torch has had since 2.9.
+With `workspaces.py` the only file of this room that touches torch's private API. Checked on torch 2.11 (CUDA) and 2.13
+(no device): the counters behind `torch.cuda.memory_stats` cost 8 µs a call, the public wrapper 57. Other accelerators
+go through the counters behind `torch.accelerator.memory_stats`, which torch has had since 2.9.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +32,11 @@ class AcceleratorMemory(PlainGauge):
         self.device = f"{kind}:{index}"
         self._index = index
         if kind == "cuda":
-            self._stats: Callable[[int], Any] = torch._C._cuda_memoryStats
+            self._stats: Callable[[int], Any] = inspect.unwrap(torch._C._cuda_memoryStats)
             self._reset: Callable[[int], None] = torch._C._cuda_resetPeakMemoryStats
             self._started: Callable[[], bool] = torch.cuda.is_initialized
         elif hasattr(torch._C, "_accelerator_getDeviceStats"):
-            self._stats = torch._C._accelerator_getDeviceStats
+            self._stats = inspect.unwrap(torch._C._accelerator_getDeviceStats)
             self._reset = torch._C._accelerator_resetPeakStats
             self._started = torch._C._accelerator_isAllocatorInitialized
         else:
@@ -73,12 +74,6 @@ class AcceleratorMemory(PlainGauge):
             return _NOTHING
         stats = self._stats(self._index)
         return {kind: int(stats[counter]["all"][which]) for kind, counter in _COUNTERS.items()}
-
-
-def release_workspaces() -> None:
-    """Gives back what the matrix libraries keep from their first call on: it is the process's, not a test's."""
-    if torch.cuda.is_initialized():
-        torch._C._cuda_clearCublasWorkspaces()
 
 
 def release_cached_blocks() -> None:

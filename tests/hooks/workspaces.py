@@ -1,0 +1,87 @@
+"""A suite whose tests read the allocator's counters themselves, for any card that has workspaces."""
+
+from __future__ import annotations
+
+import pytest
+
+LIBRARY = """
+import torch
+
+def load():
+    return fill()
+
+def fill():
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.empty(1024**2, dtype=torch.uint8, device="cuda")
+"""
+
+TESTS = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "library"))
+
+import loading, pytest, torch
+
+MIB = 1024**2
+SEEN = []
+
+def forth_and_back():
+    layer = torch.nn.Linear(64, 64).to("cuda")
+    x = torch.ones(64, 64, device="cuda", requires_grad=True)
+    before = torch.cuda.memory_allocated()
+    y = layer(x)
+    held = torch.cuda.memory_allocated() - before
+    y.sum().backward()
+    del y
+    x.grad = None
+    layer.zero_grad()
+    return held, torch.cuda.memory_allocated() - before
+
+def test_first():
+    forth_and_back()
+
+def test_without_a_promise():
+    assert forth_and_back() == (64 * 64 * 4, 0)
+    SEEN.append(torch.cuda.memory_allocated())
+
+@pytest.mark.max_leak(0)
+def test_with_a_promise():
+    assert forth_and_back() == (64 * 64 * 4, 0)
+
+@pytest.mark.max_leak(0)
+@pytest.mark.max_peak("1GiB")
+def test_with_two():
+    assert forth_and_back() == (64 * 64 * 4, 0)
+
+@pytest.mark.max_leak(0)
+@pytest.mark.max_peak("1MiB")
+def test_that_makes_no_product_and_does_not_ask():
+    torch.zeros(1000, device="cuda")
+
+@pytest.mark.max_peak("1MiB")
+def test_where_a_library_asks():
+    loading.load()
+
+@pytest.mark.gpu_cap("34MiB")
+@pytest.mark.max_leak(0)
+def test_without_room_for_it():
+    filled = torch.empty(32 * MIB, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.memory_allocated() >= 32 * MIB
+
+def test_that_comes_after_all():
+    assert [torch.cuda.memory_allocated()] == SEEN
+"""
+
+
+BASELINES = [
+    pytest.param((), id="no_baseline"),
+    pytest.param(("--memleak-baseline=there.txt", "--memleak-update=new"), id="baseline"),
+]
+
+
+def check(pytester: pytest.Pytester, *options: str) -> None:
+    for folder, name, text in (("library", "loading", LIBRARY), ("tests", "test_readers", TESTS)):
+        pytester.mkdir(folder).joinpath(f"{name}.py").write_text(text)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, "tests/test_readers.py")
+    result.assert_outcomes(passed=8)
