@@ -62,7 +62,7 @@ class Found:
     seconds: float
     where: str
     why_not_larger: Larger | None
-    """None if no plan is faster."""
+    """None if no plan is faster, and of a race."""
 
 
 class NothingFits(MemleakError):
