@@ -136,8 +136,13 @@ def _adapters(model: Any, run: Run, *, checkpointed: bool = True) -> Any:
 
 
 def _forward(model: Any, ids: torch.Tensor, *, gradients: bool) -> Any:
+    given = {"input_ids": ids}
+    if gradients:
+        given["labels"] = ids
+    elif getattr(model.config, "is_encoder_decoder", False):  # which makes its decoder's of labels alone
+        given["decoder_input_ids"] = ids
     with torch.set_grad_enabled(gradients):
-        return model(input_ids=ids, labels=ids) if gradients else model(input_ids=ids)
+        return model(**given)
 
 
 def _backward(loss: torch.Tensor) -> None:

@@ -57,6 +57,16 @@ def test_a_forward_pass_fits_and_the_table_says_predicted(config: Path) -> None:
 
 
 @needs_no_gpu
+def test_an_encoder_with_a_decoder(tmp_path: Path) -> None:
+    sizes = {"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 4, "d_kv": 16, "vocab_size": 200}
+    transformers.T5Config(**sizes, decoder_start_token_id=0).save_pretrained(tmp_path)
+    done = predict(tmp_path, "--card", "4G", "--seq", "64")
+    assert done.returncode == 0, done.stderr
+    assert "T5ForConditionalGeneration" in done.stdout
+    assert "verdict        fits (predicted)" in done.stdout
+
+
+@needs_no_gpu
 def test_training_that_does_not_fit_says_where_and_what_it_would_take(config: Path) -> None:
     done = predict(config.parent, "--train", "full", "--batch", "2", "--seq", "256", "--card", "2G", "--json")
     assert done.returncode == 1, done.stderr
