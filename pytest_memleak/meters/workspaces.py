@@ -74,7 +74,7 @@ class Workspaces:
         frame, depth = sys._getframe(2), 0
         while frame is not None and depth < _DEPTH:
             name = frame.f_code.co_filename
-            if name.startswith(self._folder):
+            if name.startswith(self._folder) or os.path.basename(name) == "conftest.py":
                 return True
             depth += not name.startswith(_OF_TORCH)
             frame = frame.f_back  # type: ignore[assignment]
@@ -116,7 +116,7 @@ def _multiply(index: int, *, biased: bool, backward: bool) -> None:
     if not backward:
         product()
         return
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         passed = torch.zeros(1, device=f"cuda:{index}", requires_grad=True) + 0
         passed.register_hook(product)
         passed.backward()

@@ -15,11 +15,21 @@ def fill():
     return torch.empty(1024**2, dtype=torch.uint8, device="cuda")
 """
 
+FIXTURES = """
+import pytest, torch
+
+@pytest.fixture
+def nothing_is_left():
+    before = torch.cuda.memory_allocated()
+    yield
+    assert torch.cuda.memory_allocated() == before
+"""
+
 TESTS = """
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "library"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "library"))
 
 import loading, pytest, torch
 
@@ -55,6 +65,18 @@ def test_with_two():
     assert forth_and_back() == (64 * 64 * 4, 0)
 
 @pytest.mark.max_leak(0)
+def test_with_a_fixture_of_all_tests(nothing_is_left):
+    small = torch.ones(64, 64, device="cuda")
+    small @ small
+
+@pytest.mark.max_leak(0)
+def test_without_gradients():
+    with torch.inference_mode():
+        before = torch.cuda.memory_allocated()
+    forth_and_back()
+    assert torch.cuda.memory_allocated() == before
+
+@pytest.mark.max_leak(0)
 @pytest.mark.max_peak("1MiB")
 def test_that_makes_no_product_and_does_not_ask():
     torch.zeros(1000, device="cuda")
@@ -81,7 +103,13 @@ BASELINES = [
 
 
 def check(pytester: pytest.Pytester, *options: str) -> None:
-    for folder, name, text in (("library", "loading", LIBRARY), ("tests", "test_readers", TESTS)):
-        pytester.mkdir(folder).joinpath(f"{name}.py").write_text(text)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, "tests/test_readers.py")
-    result.assert_outcomes(passed=8)
+    for path, text in {
+        "library/loading.py": LIBRARY,
+        "tests/conftest.py": FIXTURES,
+        "tests/unit/test_readers.py": TESTS,
+    }.items():
+        file = pytester.path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, "tests/unit/test_readers.py")
+    result.assert_outcomes(passed=10)
