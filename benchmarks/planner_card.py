@@ -228,7 +228,7 @@ def decided(planner: Planner, named: Mapping[str, Plan], batches: Mapping[str, A
         print(f"  {name}: {plan}: {fastest[name]:.3f} s, {middle[name]:.3f} s in the middle of {TURNS} turns")
     hand = [name for name in named if name.startswith("by hand")]
     for name in named.keys() - set(hand):
-        best, usual = (of[name] / min(of[one] for one in hand) for of in (fastest, middle))
+        best, usual = (of[name] / min((of[one] for one in hand), default=float("nan")) for of in (fastest, middle))
         print(f"  {name}: × {best:.3f} of the best by hand, × {usual:.3f} by the middle")
 
 

@@ -66,12 +66,12 @@ class Measurement:
         """Refusals of runs that are not to be judged."""
         self._windows: list[Window] = []
         self._child_watch = ChildWatch()
-        self._workspaces = Workspaces(folder)
+        self.workspaces = Workspaces(folder, plan.cap, self._peaks_are_judged)
         self._undo = contextlib.ExitStack()
 
     def begin(self) -> None:
         with contextlib.ExitStack() as undo:
-            undo.callback(self._workspaces.restore)
+            undo.callback(self.workspaces.restore)
             self.card.begin()
             self._settle()
             if self.plan.cap is not None:
@@ -97,6 +97,7 @@ class Measurement:
             recording.pause()
         for window in self._windows:
             window.pause()
+        self.workspaces.restore()
         self._child_watch.pause()
         self.warmups.pause()
         if self.observer is not None:
@@ -110,6 +111,8 @@ class Measurement:
         self.warmups.resume()
         if self.observer is not None:
             self.observer.resume()
+        if self._releases:
+            self.workspaces.release()
         changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
         for recording in self.recordings:
             recording.resume()
@@ -134,7 +137,7 @@ class Measurement:
         self.timeline.pause()
         if self._leaks:
             garbage.collect_unless_off()
-            self._workspaces.release()
+            self.workspaces.release()
             if judged and self._holds_more():
                 # It may have replaced something older: that is among the frozen, where only this looks.
                 garbage.collect_everything()
@@ -183,10 +186,18 @@ class Measurement:
         garbage.drop_last_exception()
         garbage.settle()
         # Either would make a test's numbers, and what fits under its cap, depend on which tests ran before it.
-        if self._leaks or self.plan.peak is not None or self.plan.cap is not None or self.plan.baseline:
-            self._workspaces.release()
+        if self._releases:
+            self.workspaces.release()
         if self.plan.baseline:
             release_cached_blocks()
+
+    @property
+    def _releases(self) -> bool:
+        return bool(self._leaks or self.plan.peak is not None or self.plan.cap is not None or self.plan.baseline)
+
+    def _peaks_are_judged(self) -> bool:
+        """By limits that somebody set for this test, or for a part of it: a baseline knows what was made again."""
+        return self.plan.peak is not None or any(gauge.running > 1 for gauge in self._gauges)
 
     def _holds_more(self) -> bool:
         """Of what the leak is judged by: a process's pages and a card's segments grow in tests without a leak too."""

@@ -71,7 +71,7 @@ def unless_rounded(peaks: Sequence[OwnPeak], recorded: Mapping[str, int], terms:
     """As recorded, where what is more may be due to others alone."""
     return [
         replace(own, bytes=was)
-        if (was := recorded.get(own.device, 0)) and own.bytes - own.rounding <= terms.allowed(backend, was) < own.bytes
+        if own.bytes - own.rounding <= terms.allowed(backend, was := recorded.get(own.device, 0)) < own.bytes
         else own
         for own in peaks
     ]

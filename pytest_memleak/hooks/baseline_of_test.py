@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import pytest
@@ -61,9 +62,13 @@ class BaselineOfTest:
         allowed = self._in_force.terms.allowed(self._card.backend, self.recorded.get(device, 0))
         return allowed + self._held_before[device]
 
-    def judge(self, runs: Sequence[Readings], devices: Iterable[str], doubts: Sequence[str]) -> list[CheckResult]:
+    def judge(
+        self, runs: Sequence[Readings], devices: Iterable[str], doubts: Sequence[str], made: Mapping[str, int]
+    ) -> list[CheckResult]:
+        """`made`: by device, workspaces that were there for the test to find, whether or not it needs any."""
         terms, backend = self._in_force.terms, self._card.backend
         found = own_peaks(runs, list(devices), self._wider.of(fixtures_in_use(self._item)))
+        found = [replace(own, rounding=own.rounding + made.get(own.device, 0)) for own in found]
         peaks = unless_rounded(found, self.recorded or {}, terms, backend)
         if is_known(peaks, doubts):
             known = self.recorded or {}

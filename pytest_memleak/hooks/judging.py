@@ -61,7 +61,7 @@ def judge_body(test: RunningTest) -> None:
 
 
 def _against_baseline(test: RunningTest, baseline: BaselineOfTest, doubts: Sequence[str]) -> list[CheckResult]:
-    results = baseline.judge(test.measurement.bodies, test.info.devices, doubts)
+    results = baseline.judge(test.measurement.bodies, test.info.devices, doubts, test.measurement.workspaces.made)
     if any(result.explanation for result in test.results):
         return results  # the same peak, and it has been explained
     return test.explaining.added_to(results)

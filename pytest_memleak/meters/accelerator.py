@@ -33,11 +33,11 @@ class AcceleratorMemory(PlainGauge):
         self._index = index
         if kind == "cuda":
             self._stats: Callable[[int], Any] = inspect.unwrap(torch._C._cuda_memoryStats)
-            self._reset: Callable[[int], None] = torch._C._cuda_resetPeakMemoryStats
+            self._reset: Callable[[int], None] = inspect.unwrap(torch._C._cuda_resetPeakMemoryStats)
             self._started: Callable[[], bool] = torch.cuda.is_initialized
         elif hasattr(torch._C, "_accelerator_getDeviceStats"):
             self._stats = inspect.unwrap(torch._C._accelerator_getDeviceStats)
-            self._reset = torch._C._accelerator_resetPeakStats
+            self._reset = inspect.unwrap(torch._C._accelerator_resetPeakStats)
             self._started = torch._C._accelerator_isAllocatorInitialized
         else:
             raise Unavailable(

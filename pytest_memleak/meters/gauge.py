@@ -145,6 +145,11 @@ class SharedGauge:
     def window(self) -> Window:
         return Window(self)
 
+    @property
+    def running(self) -> int:
+        """How many windows are open, and do not pause."""
+        return len(self._windows)
+
 
 class Window:
     """A stretch of time on one gauge, with pauses: the set-up of wider fixtures is not the test's."""

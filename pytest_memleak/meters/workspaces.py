@@ -2,8 +2,8 @@
 
 It is given back before a test is measured, so that no number depends on the tests before. But a test that reads the
 allocator's counters would find, in the difference of two readings, a workspace that without the plugin had been there
-all along. So what was given back is made again as soon as the test asks, and at its end for whoever comes next. Not if
-a library asks, as transformers does when it loads a model: the peak of a load would depend on what ran before it.
+all along. So what was given back is made again when the test asks, and at its end for whoever comes next. Not if a
+library asks, as transformers does when it loads a model: the peak of a load would depend on what ran before it.
 """
 
 from __future__ import annotations
@@ -13,88 +13,127 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-_ASKED = ("_cuda_memoryStats", "_accelerator_getDeviceStats")
-"""How a program learns what is allocated."""
-_OF_TORCH = os.path.dirname(torch.__file__) + os.sep
-_DEPTH = 2
-"""Frames outside of torch: the test's own, or that of a helper which it calls."""
+import pytest_memleak
+from pytest_memleak.plan import Cap
+from pytest_memleak.room import of_cuda
+from pytest_memleak.upstream.patches import Patch
+
+_ASKING = (
+    "_cuda_memoryStats",
+    "_cuda_resetPeakMemoryStats",
+    "_accelerator_getDeviceStats",
+    "_accelerator_resetPeakStats",
+)
+"""How a program learns what is allocated, or begins to look at it."""
+_BETWEEN = tuple(f"{os.path.dirname(str(module.__file__))}{os.sep}" for module in (torch, pytest_memleak))
+"""Who is between whoever asks and the answer."""
+_MULTIPLIED = 4096
+"""What is multiplied is less: it is there for a moment on top of what is made."""
+_DEPTH = 3
+"""Frames of the test itself, or of helpers that it calls. A load of transformers asks from farther down."""
 
 
 class Workspaces:
-    """`folder`: where the test is, with what belongs to it."""
+    """`folder`: where the test is. `kept_away`: whether they are not to be made for it, whatever it asks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cap: Cap | None, kept_away: Callable[[], bool]) -> None:
+        self.made: dict[str, int] = {}
+        """By device, what was made again while the test ran."""
         self._folder = f"{folder}{os.sep}"
+        self._cap = cap
+        self._kept_away = kept_away
         self._owed: dict[int, int] = {}
         """Bytes of each card that were given back and not made again."""
-        self._standing_in: dict[str, Callable[..., Any]] = {}
+        self._making = False
+        self._listening = contextlib.ExitStack()
         self._thread = threading.get_ident()
 
     def release(self) -> None:
-        if not torch.cuda.is_initialized():
-            return
-        before = _allocated()
-        torch._C._cuda_clearCublasWorkspaces()
-        for index, held in enumerate(_allocated()):
-            if before[index] > held:
-                self._owed[index] = max(self._owed.get(index, 0), before[index] - held)
-        if self._owed and not self._standing_in:
-            self._listen()
+        if torch.cuda.is_initialized():
+            self._listening.close()
+            self._give_back()
+            if self._owed:
+                self._listen()
 
     def restore(self) -> None:
-        for name, mine in self._standing_in.items():
-            # A simulated card that is gone has taken its functions with it.
-            if getattr(torch._C, name, None) is mine:
-                setattr(torch._C, name, inspect.unwrap(mine))
-        self._standing_in.clear()
-        self._make_again()
+        self._listening.close()
+        self._make_again(None)
+        self._owed.clear()
 
     def _listen(self) -> None:
-        for name in _ASKED:
-            if original := getattr(torch._C, name, None):
-                self._standing_in[name] = self._answering(original)
-                setattr(torch._C, name, self._standing_in[name])
+        for name in _ASKING:
+            if hasattr(torch._C, name):
+                # What a program puts there meanwhile stays: nothing is owed once this is over.
+                self._listening.enter_context(Patch(torch._C, name, self._answering, yields=True))
 
     def _answering(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def answer(*args: Any) -> Any:
-            if self._owed and self._asked_by_the_test():
-                self._make_again()
+            if self._owed and not self._making and not self._kept_away() and self._asked_by_the_test():
+                self.made |= self._make_again(self._cap)
             return original(*args)
 
         answer.__wrapped__ = original  # type: ignore[attr-defined]  # for `inspect.unwrap`
         return answer
 
     def _asked_by_the_test(self) -> bool:
-        frame, depth = sys._getframe(2), 0
-        while frame is not None and depth < _DEPTH:
-            name = frame.f_code.co_filename
-            if name.startswith(self._folder) or os.path.basename(name) == "conftest.py":
+        for name in _names(sys._getframe(2)):
+            if os.path.basename(name) == "conftest.py":
                 return True
-            depth += not name.startswith(_OF_TORCH)
-            frame = frame.f_back  # type: ignore[assignment]
+            # An environment may be within the folder.
+            if name.startswith(self._folder) and "site-packages" not in name[len(self._folder) :]:
+                return True
         return False
 
-    def _make_again(self) -> None:
-        # Other threads have workspaces of their own, and what a stream is recorded for must not change.
-        if threading.get_ident() != self._thread or not torch.cuda.is_initialized():
-            return
-        with contextlib.suppress(RuntimeError):  # a test may have left a card that answers with errors alone
-            if torch.cuda.is_current_stream_capturing():
-                return
-            for index, held in list(self._owed.items()):
-                # Where there is no room the test can make no product either, and a refusal would count as its own.
-                if held <= torch.cuda.mem_get_info(index)[0]:
-                    del self._owed[index]
-                    _make(index, held)
+    def _give_back(self) -> None:
+        before = _allocated()
+        torch._C._cuda_clearCublasWorkspaces()
+        for index, (held, left) in enumerate(zip(before, _allocated(), strict=True)):
+            if held > left:
+                self._owed[index] = max(self._owed.get(index, 0), held - left)
+
+    def _make_again(self, cap: Cap | None) -> dict[str, int]:
+        made: dict[str, int] = {}
+        # Other threads have workspaces of their own.
+        if not self._owed or threading.get_ident() != self._thread or not torch.cuda.is_initialized():
+            return made
+        self._making = True
+        try:
+            # Whatever state the test has brought its card or torch into: it goes on as if it had not asked.
+            with contextlib.suppress(Exception):
+                if torch.cuda.is_current_stream_capturing():  # what is recorded must not change
+                    return made
+                self._give_back()  # with the test's own, so that there will not be more than there was
+                for index, held in list(self._owed.items()):
+                    # A refusal would count as the test's.
+                    if held <= of_cuda(index, cap).bytes:
+                        del self._owed[index]
+                        with _disable_current_modes():  # which may count what is done, or do nothing
+                            made[f"cuda:{index}"] = _make(index, held)
+        finally:
+            self._making = False
+        return made
 
 
-def _make(index: int, held: int) -> None:
+def _names(frame: FrameType | None) -> Iterator[str]:
+    """Of the files that ask, the nearest first."""
+    depth = 0
+    while frame is not None and depth < _DEPTH:
+        name = frame.f_code.co_filename
+        if not name.startswith(_BETWEEN):
+            depth += 1
+            yield name
+        frame = frame.f_back
+
+
+def _make(index: int, held: int) -> int:
     """With the fewest products that make as much as was there."""
     before = _allocated()[index]
     # Each thread has workspaces of its own, and ways back have a thread; products with a bias have another library.
@@ -102,6 +141,7 @@ def _make(index: int, held: int) -> None:
         for biased in (False, True):
             if _allocated()[index] - before < held:
                 _multiply(index, biased=biased, backward=backward)
+    return _allocated()[index] - before + _MULTIPLIED
 
 
 def _multiply(index: int, *, biased: bool, backward: bool) -> None:
@@ -124,4 +164,5 @@ def _multiply(index: int, *, biased: bool, backward: bool) -> None:
 
 def _allocated() -> list[int]:
     stats = inspect.unwrap(torch._C._cuda_memoryStats)
-    return [int(stats(index)["allocated_bytes"]["all"]["current"]) for index in range(torch.cuda.device_count())]
+    cards = torch._C._cuda_getDeviceCount()  # what torch.cuda says of them a test may have replaced
+    return [int(stats(index)["allocated_bytes"]["all"]["current"]) for index in range(cards)]

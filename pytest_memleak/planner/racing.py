@@ -3,7 +3,7 @@
 A step's way forth and back is run and timed as a whole. The optimizer is left out, since it would change the weights:
 its time is added as the model has it.
 
-A machine is not as fast all the time: steps of one plan were seen to differ by a quarter. So the plans run in heats, in
+A machine is not as fast all the time: steps of one plan were seen to differ by a third. So the plans run in heats, in
 turns; the fastest step of all heats counts, and those that are far behind are out. Between the two that are ahead there
 may be one that beats both: a few copies hide behind the blocks that compute, and many do not.
 """
@@ -143,7 +143,7 @@ def _contenders(search: Search, layout: Layout) -> Iterator[Found]:
 
 
 def _between(ahead: Sequence[Plan], search: Search) -> Found | None:
-    """Half as much of what only one of them does, where their weights move alike."""
+    """As many copies as halfway between them, where their weights move alike."""
     if len(ahead) < 2 or (ahead[0].n_persist, ahead[0].n_buffer) != (ahead[1].n_persist, ahead[1].n_buffer):
         return None
     fixed = {name: getattr(ahead[0], name) for name in ("n_persist", "n_buffer")}
