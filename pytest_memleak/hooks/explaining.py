@@ -132,6 +132,10 @@ class Explaining:
         """Whether what is allocated now is left out of the peak."""
         return self._test.measurement.warming.hidden
 
+    @property
+    def is_making(self) -> bool:
+        return self._test.measurement.workspaces.making
+
     def saw_holders(self, recording: Recording) -> bool:
         moment = self._moments.get(recording.device)
         return moment is None or bool(moment.holders)
@@ -231,8 +235,15 @@ class _Watch:
     def __init__(self, explaining: Explaining, recording: Recording) -> None:
         self._explaining = explaining
         self._recording = recording
+        self._level = 0
 
     def __call__(self, level: int, asked: int, refused: bool) -> int:
+        # What the plugin makes itself will be gone, and no limit is to be asked for from so high up.
+        if not self._explaining.is_making:
+            self._level = self._next(level, asked, refused)
+        return self._level
+
+    def _next(self, level: int, asked: int, refused: bool) -> int:
         if refused:
             self._explaining.look(self._recording, level, asked, refused)
             return level + 1  # another look at this level would only forget that it was too little

@@ -52,7 +52,7 @@ class Workspaces:
         self._kept_away = kept_away
         self._owed: dict[int, int] = {}
         """Bytes of each card that were given back and not made again."""
-        self._making = False
+        self.making = False
         self._listening = contextlib.ExitStack()
         self._thread = threading.get_ident()
 
@@ -76,7 +76,7 @@ class Workspaces:
 
     def _answering(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def answer(*args: Any) -> Any:
-            if self._owed and not self._making and not self._kept_away() and self._asked_by_the_test():
+            if self._owed and not self.making and not self._kept_away() and self._asked_by_the_test():
                 self.made |= self._make_again(self._cap)
             return original(*args)
 
@@ -104,7 +104,7 @@ class Workspaces:
         # Other threads have workspaces of their own.
         if not self._owed or threading.get_ident() != self._thread or not torch.cuda.is_initialized():
             return made
-        self._making = True
+        self.making = True
         try:
             # Whatever state the test has brought its card or torch into: it goes on as if it had not asked.
             with contextlib.suppress(Exception):
@@ -118,7 +118,7 @@ class Workspaces:
                         with _disable_current_modes():  # which may count what is done, or do nothing
                             made[f"cuda:{index}"] = _make(index, held)
         finally:
-            self._making = False
+            self.making = False
         return made
 
 
