@@ -95,9 +95,12 @@ class Measurement:
         self.timeline.pause()
         for recording in self.recordings:
             recording.pause()
+        # As when it goes on: they are no part of what the fixture makes.
+        if self._releases:
+            self.workspaces.release()
+        self.workspaces.asleep = True
         for window in self._windows:
             window.pause()
-        self.workspaces.restore()
         self._child_watch.pause()
         self.warmups.pause()
         if self.observer is not None:
@@ -113,6 +116,7 @@ class Measurement:
             self.observer.resume()
         if self._releases:
             self.workspaces.release()
+        self.workspaces.asleep = False
         changed = [window.resume() for window in self._windows]  # each of them, also after the first that changed
         for recording in self.recordings:
             recording.resume()
@@ -196,7 +200,7 @@ class Measurement:
         return bool(self._leaks or self.plan.peak is not None or self.plan.cap is not None or self.plan.baseline)
 
     def _peaks_are_judged(self) -> bool:
-        """By limits that somebody set for this test, or for a part of it: a baseline knows what was made again."""
+        """By limits that somebody set for this test or a part of it: a baseline knows what was made again."""
         return self.plan.peak is not None or any(gauge.running > 1 for gauge in self._gauges)
 
     def _holds_more(self) -> bool:

@@ -68,7 +68,8 @@ class BaselineOfTest:
         """`made`: by device, workspaces that were there for the test to find, whether or not it needs any."""
         terms, backend = self._in_force.terms, self._card.backend
         found = own_peaks(runs, list(devices), self._wider.of(fixtures_in_use(self._item)))
-        found = [replace(own, rounding=own.rounding + made.get(own.device, 0)) for own in found]
+        if self.recorded is not None:
+            found = [replace(own, rounding=own.rounding + made.get(own.device, 0)) for own in found]
         peaks = unless_rounded(found, self.recorded or {}, terms, backend)
         if is_known(peaks, doubts):
             known = self.recorded or {}

@@ -154,7 +154,9 @@ def test_without_room_for_it():
     assert torch.cuda.memory_allocated() >= 32 * MIB
 
 def test_that_comes_after_all():
-    assert [torch.cuda.memory_allocated()] == SEEN
+    (seen,) = SEEN
+    # One that multiplies before it asks may be given a small one more: nobody can tell which are there.
+    assert seen <= torch.cuda.memory_allocated() <= seen + MIB
 """
 
 
