@@ -149,8 +149,8 @@ def _names(frame: FrameType | None) -> Iterator[str]:
 def _make(index: int, held: int) -> int:
     """With the fewest products that make as much as was there."""
     before = _allocated()[index]
-    # Each thread has workspaces of its own, and ways back have a thread; products with a bias have another library. What
-    # the test has made itself is not given back for an exact count: a graph that it recorded may go on using it.
+    # Each thread has workspaces of its own, and ways back have a thread; products with a bias have another library.
+    # What the test has made itself is not given back for an exact count: a graph that it recorded may go on using it.
     for backward in (False, True):
         for biased in (False, True):
             if _allocated()[index] - before < held:
