@@ -35,7 +35,7 @@ def nothing_is_left():
 
 @pytest.fixture(scope="module")
 def asks_once():
-    torch.cuda.memory_allocated()
+    return torch.cuda.memory_allocated()
 
 @pytest.fixture(scope="module")
 def asks_again():
@@ -115,7 +115,14 @@ def test_a_part_whose_peak_is_judged(memory):
     part.limit("1MiB")
 
 @pytest.mark.max_leak(0)
+def test_that_goes_on_asking_after_a_part(memory):
+    with memory.measure("part"):
+        before = torch.cuda.memory_allocated()
+    assert torch.cuda.memory_allocated() == before
+
+@pytest.mark.max_leak(0)
 def test_leaks_no_less_for_a_fixture_that_asks(asks_once):
+    assert asks_once < MIB  # what the fixture brings is counted without them
     torch.zeros(1000, device="cuda")
 
 @pytest.mark.max_leak(0)
@@ -154,6 +161,11 @@ def test_without_room_for_it():
     assert torch.cuda.memory_allocated() >= 32 * MIB
 
 def test_that_comes_after_all():
+    asked = [f"_cuda_{name}" for name in ("memoryStats", "resetPeakMemoryStats")]
+    asked += [f"_accelerator_{name}" for name in ("getDeviceStats", "resetPeakStats")]
+    now = [getattr(torch._C, name, None) for name in asked]
+    # This test's own, where all are measured, and none that earlier ones have left.
+    assert not [one for one in now if hasattr(getattr(one, "__wrapped__", None), "__wrapped__")]
     (seen,) = SEEN
     # One that multiplies before it asks may be given a small one more: nobody can tell which are there.
     assert seen <= torch.cuda.memory_allocated() <= seen + MIB
@@ -176,4 +188,4 @@ def check(pytester: pytest.Pytester, *options: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, "tests/unit/test_readers.py")
-    result.assert_outcomes(passed=17, xfailed=1)
+    result.assert_outcomes(passed=18, xfailed=1)
