@@ -180,7 +180,9 @@ def compared(options: argparse.Namespace) -> None:
     if ours.get("losses"):
         print(f"  losses {', '.join(f'{one:.3f}' for one in ours['losses'])}")
     print(f"  what it takes by the text profile: {blind.estimate(found.plan).peak / GIB:.2f} GiB", flush=True)
-    if options.grid:
+    if options.grid and options.skip:
+        by_hand(planner, {"found": found.plan}, batches, options)
+    elif options.grid:
         begun = time.perf_counter()
         won = planner.race(CAP, batches, tell=lambda text: print(f"  {text}", flush=True))
         took = time.perf_counter() - begun
@@ -199,8 +201,9 @@ def by_hand(
     wanted = [one for one in plans if planner.estimate(one).peak < HOPELESS * CAP]
     # The likely ones first, in case time runs out.
     wanted.sort(key=planner.seconds)
+    begin = min(options.skip, len(wanted))
     rows: list[dict[str, Any]] = []
-    for one in wanted:
+    for one in wanted[begin:]:
         if time.monotonic() - begun > options.seconds:
             break
         estimate = planner.estimate(one).peak
@@ -210,7 +213,8 @@ def by_hand(
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
     ran = [row for row in rows if "seconds" in row]
-    print(f"{len(plans)} plans in the grid, {len(wanted)} not hopeless, {len(rows)} tried, {len(ran)} ran")
+    tried = f"{begin} skipped, {len(rows)} tried, {len(ran)} ran"
+    print(f"{len(plans)} plans in the grid, {len(wanted)} not hopeless, {tried}")
     best = sorted(ran, key=lambda row: row["seconds"])[:BEST]
     decided(planner, {**ours, **{f"by hand {n}": Plan(**row["plan"]) for n, row in enumerate(best, start=1)}}, batches)
 
@@ -240,6 +244,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--step", type=int, default=7, help="of the grid: the model has 28 blocks")
     parser.add_argument("--seconds", type=float, default=240, help="for the grid: no other plan is begun afterwards")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="so many of the grid, the likely ones, which ran before; and no race"
+    )
     parser.add_argument("--no-grid", dest="grid", action="store_false")
     parser.add_argument("--json", type=Path, help="a file to write the grid to")
     options = parser.parse_args()

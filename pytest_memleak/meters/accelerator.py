@@ -114,6 +114,7 @@ class _Resets:
                 fold()
             return original(*args)
 
+        reset.__wrapped__ = original  # type: ignore[attr-defined]  # for gauges made meanwhile
         return reset
 
 
