@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -15,12 +16,21 @@
 
 namespace {
 
-std::atomic<int64_t> highest{0};
+// The most pages since the last look, and above them the number of that look: a sample that was read before a look and
+// comes after it is of a time that has been told already.
+constexpr int kPages = 40;
+constexpr uint64_t kAllPages = (uint64_t{1} << kPages) - 1;
+std::atomic<uint64_t> highest{0};
 std::atomic<uint64_t> turn_now{0};  // odd while a sampler runs; a sampler stops when it is no longer its turn
 
-void raise_to(int64_t level) {
-  int64_t seen = highest.load(std::memory_order_relaxed);
-  while (level > seen && !highest.compare_exchange_weak(seen, level)) {
+uint64_t look_of(uint64_t seen) {
+  return seen >> kPages;
+}
+
+void raise_to(uint64_t pages, uint64_t look) {
+  uint64_t seen = highest.load();
+  while (look_of(seen) == look && pages > (seen & kAllPages) &&
+         !highest.compare_exchange_weak(seen, look << kPages | pages)) {
   }
 }
 
@@ -32,6 +42,7 @@ int open_statm() {
   return open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 }
 
+// Pages, or less than 0 if there is nothing to read.
 int64_t read_statm(int file) {
   char text[128];
   const ssize_t length = pread(file, text, sizeof(text) - 1, 0);
@@ -43,8 +54,7 @@ int64_t read_statm(int file) {
   if (std::sscanf(text, "%lld %lld %lld", &size, &resident, &shared) != 3) {
     return -1;
   }
-  static const int64_t page = sysconf(_SC_PAGESIZE);
-  return (resident - shared) * page;
+  return std::max<int64_t>(0, resident - shared);
 }
 
 void sample_host(uint64_t turn, int64_t period_us) {
@@ -54,7 +64,10 @@ void sample_host(uint64_t turn, int64_t period_us) {
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
   const int file = open_statm();
   while (file >= 0 && turn_now.load() == turn) {
-    raise_to(read_statm(file));
+    const uint64_t look = look_of(highest.load());
+    if (const int64_t pages = read_statm(file); pages > 0) {
+      raise_to(pages, look);
+    }
     std::this_thread::sleep_for(std::chrono::microseconds(period_us));
   }
   if (file >= 0) {
@@ -62,18 +75,28 @@ void sample_host(uint64_t turn, int64_t period_us) {
   }
 }
 
+int64_t pages_now() {
+  const int file = open_statm();
+  if (file < 0) {
+    return -1;
+  }
+  const int64_t pages = read_statm(file);
+  close(file);
+  return pages;
+}
+
+int64_t in_bytes(int64_t pages) {
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  return pages * page;
+}
+
 }  // namespace
 
 extern "C" {
 
 int64_t memleak_host_now() {
-  const int file = open_statm();
-  if (file < 0) {
-    return -1;
-  }
-  const int64_t bytes = read_statm(file);
-  close(file);
-  return bytes;
+  const int64_t pages = pages_now();
+  return pages < 0 ? -1 : in_bytes(pages);
 }
 
 // 0: sampling. 1: no thread could be started.
@@ -97,8 +120,10 @@ void memleak_host_end() {
 }
 
 int64_t memleak_host_take_peak() {
-  const int64_t now = memleak_host_now();
-  raise_to(now);
-  return highest.exchange(now);
+  const uint64_t now = std::max<int64_t>(0, pages_now());
+  uint64_t seen = highest.load();
+  while (!highest.compare_exchange_weak(seen, (look_of(seen) + 1) << kPages | now)) {
+  }
+  return in_bytes(std::max(seen & kAllPages, now));
 }
 }

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events import garbage
+from pytest_memleak.meters import c_library
 from pytest_memleak.meters.gauge import PlainGauge
 from pytest_memleak.meters.reading import COMMITTED, Levels
 
@@ -66,7 +67,7 @@ class HostMemory(PlainGauge):
     def give_back(self) -> None:
         # The growth would depend on what ran before. It takes no time where nothing can be given back, and a tenth of a
         # second where very much is.
-        _trim()
+        c_library.give_back()
 
     def now(self) -> Levels:
         return {COMMITTED: committed()}
@@ -92,13 +93,13 @@ class HostMemory(PlainGauge):
 def settled() -> int:
     """Committed bytes after a collection and after the C library gave back what it had kept for later."""
     garbage.collect_unless_off()
-    _trim()
+    c_library.give_back()
     return committed()
 
 
 def settles_by() -> str:
     """What `settled` does on this machine, in words."""
-    if _malloc_trim():
+    if c_library.gives_back():
         return "after a collection and malloc_trim"
     return "after a collection; this C library has no malloc_trim, so memory it keeps for later counts as held"
 
@@ -137,9 +138,9 @@ class _PythonSampler:
             self._stop.set()
 
     def take_peak(self) -> int:
-        self._sample()
         with self._lock:
-            peak, self._peak = self._peak, committed()
+            now = committed()
+            peak, self._peak = max(self._peak, now), now
             return peak
 
     def _run(self, stop: threading.Event) -> None:
@@ -147,9 +148,8 @@ class _PythonSampler:
             self._sample()
 
     def _sample(self) -> None:
-        level = committed()
-        with self._lock:
-            self._peak = max(self._peak, level)
+        with self._lock:  # or a level could be read before a peak is taken, and count after it
+            self._peak = max(self._peak, committed())
 
 
 def _choose() -> tuple[_Sampler, str | None]:
@@ -173,12 +173,3 @@ def _reset_high_water() -> str:
     except OSError as error:
         return f"the resident high-water cannot be reset here ({error.strerror})"
     return ""
-
-
-def _trim() -> None:
-    if trim := _malloc_trim():
-        trim(0)
-
-
-def _malloc_trim() -> ctypes._NamedFuncPointer | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -324,13 +324,10 @@ def test_of_tensors(kept):
 """
 
 
-def test_of_a_process_s_peak_torch_says_what_it_has_seen(run_apart: Run, records: Records) -> None:
-    """The rest is numpy's: no line and no holder of it is known, and none is made up.
-
-    In a process of its own: one that has thousands of tests behind it lets go of MiB of theirs meanwhile.
-    """
+def test_of_a_process_s_peak_torch_says_what_it_has_seen(run_on_cpu: Run, records: Records) -> None:
+    """The rest is numpy's: no line and no holder of it is known, and none is made up."""
     pytest.importorskip("numpy")
-    result = run_apart(HOST, "--gpu-backend=cpu", "--memleak-json=out.json")
+    result = run_on_cpu(HOST, "--memleak-json=out.json")
     result.assert_outcomes(failed=3)
     said = {}
     for name, test in records().items():
@@ -351,6 +348,48 @@ def test_of_a_process_s_peak_torch_says_what_it_has_seen(run_apart: Run, records
         assert text.endswith("that is done when tensors of the CPU alone go beyond the limit")
     assert "48 MiB in 3 blocks test_it.py:20 " in of_tensors
     assert "local 'tensors[" in of_tensors
+
+
+ELSEWHERE = """
+import threading
+import pytest, torch
+
+@pytest.fixture(scope="module")
+def much():
+    return [[] for _ in range(1_000_000)]
+
+@pytest.fixture
+def kept():
+    return []
+
+def fill(kept):
+    for _ in range(3):
+        kept.append(torch.ones(16 * 1024**2, dtype=torch.uint8))
+
+def test_that_is_refused():
+    torch.empty(31 * 1024**2, dtype=torch.uint8)  # what is less comes from an arena from now on
+    with pytest.raises(RuntimeError):
+        torch.empty(2**50, dtype=torch.uint8)
+
+@pytest.mark.max_host_peak("16MiB")
+def test_afterwards(much, kept):
+    fill(kept)
+
+@pytest.mark.max_host_peak("16MiB")
+def test_in_a_thread(much, kept):
+    thread = threading.Thread(target=fill, args=(kept,))
+    thread.start()
+    thread.join()
+"""
+
+
+def test_what_a_look_leaves_in_another_arena_is_not_taken_for_the_test_s(run_apart: Run, records: Records) -> None:
+    """Its lists are let go of, and the C library keeps their memory: a tensor that gets it has to count."""
+    result = run_apart(ELSEWHERE, "--gpu-backend=cpu", "--memleak-json=out.json")
+    result.assert_outcomes(passed=1, failed=2)
+    for name in ("test_afterwards", "test_in_a_thread"):
+        (check,) = records()[name]["results"]
+        assert check["measured"] // MIB in range(47, 52), name
 
 
 LARGE_PROCESS = """

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_memleak.errors import Unavailable
 from pytest_memleak.events import native
-from pytest_memleak.meters import host
+from pytest_memleak.meters import c_library, host
 from pytest_memleak.meters.gauge import SharedGauge
 from pytest_memleak.meters.host import HostMemory, committed, settled, settles_by
 
@@ -76,6 +76,30 @@ def test_the_peak_starts_anew(gauge: HostMemory) -> None:
     del block
     gauge.take_peaks()
     assert gauge.take_peaks()["committed"] <= high - 56 * MIB
+
+
+def test_a_level_read_before_a_peak_is_taken_does_not_count_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = host._PythonSampler()
+    reading, go = threading.Event(), threading.Event()
+
+    def level() -> int:
+        if threading.current_thread() is not sampling:
+            return 10
+        reading.set()
+        assert go.wait(20)
+        return 100
+
+    monkeypatch.setattr(host, "committed", level)
+    sampling = threading.Thread(target=sampler._sample)
+    taking = threading.Thread(target=sampler.take_peak)
+    sampling.start()
+    assert reading.wait(20)
+    taking.start()
+    taking.join(0.2)  # it has to wait
+    go.set()
+    sampling.join()
+    taking.join()
+    assert sampler.take_peak() == 10
 
 
 def test_the_growth_does_not_depend_on_what_was_freed_before(gauge: HostMemory) -> None:
@@ -153,7 +177,7 @@ def test_settled_gives_back_what_the_c_library_kept() -> None:
 
 
 def test_settled_without_malloc_trim_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_malloc_trim", lambda: None)
+    monkeypatch.setattr(c_library, "_malloc_trim", lambda: None)
     assert settled() > 0
     assert "no malloc_trim" in settles_by()
 
