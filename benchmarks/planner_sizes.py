@@ -27,6 +27,7 @@ GIB = 2**30
 ENDLESS = "800G"
 CARDS = {"24 GiB": 24 * GIB, "80 GiB": 80 * GIB, "141 GiB": 141 * GIB}
 TOKENS = 1024
+NOTHING = "nothing fits"
 SEED = (
     "reported (axolotl fork, pull request 39; two cards of 24 GB, each with a copy): predicted 19.76 GB without the "
     "tower, really about 23.5, of which 3.7 are blamed on it; with 4 GiB left free it offloads (n_persist=34) and "
@@ -38,9 +39,9 @@ LLAMAS = {
     "13B": (5120, 13824, 40, 40, 40),
     "33B": (6656, 17920, 60, 52, 52),
     "70B": (8192, 28672, 80, 64, 8),
-    "100 of the 126 blocks of the 405B": (16384, 53248, 100, 128, 8),
+    "405B": (16384, 53248, 126, 128, 8),
 }
-"""Width, width between, blocks, heads, heads of keys: as in Llama's papers. More than that no card is simulated of."""
+"""Width, width between, blocks, heads, heads of keys: as in Llama's papers."""
 
 
 def qwen_config() -> Any:
@@ -99,7 +100,7 @@ def told(planner: Any, capacity: int) -> str:
     try:
         found = planner.search(capacity)
     except NothingFits as error:
-        return f"nothing fits: {error}"
+        return f"{NOTHING}: {error}"
     took = time.perf_counter() - begun
     host = sum(
         chunk.weights + chunk.gradients + chunk.optimizer for chunk in planner.layout.streamed(found.plan.n_persist)
@@ -163,6 +164,7 @@ def llamas() -> None:
     from pytest_memleak.planner import Planner
 
     print(f"Llamas, all weights by AdamW in bfloat16, {TOKENS} tokens; {PAPER}")
+    largest: dict[str, str] = {}
     for name, (width, between, blocks, heads, keys) in LLAMAS.items():
         config = LlamaConfig(
             vocab_size=128256 if "405B" in name else 32000,
@@ -182,9 +184,13 @@ def llamas() -> None:
             planner = Planner.of(model, make_optimizer=adamw, tokens=TOKENS)
             print(f"  {name}: profiled in {time.perf_counter() - begun:.1f} s")
             for card_name, size in CARDS.items():
-                print(f"    {card_name:8} {told(planner, size)}")
+                found = told(planner, size)
+                print(f"    {card_name:8} {found}")
+                if not found.startswith(NOTHING):
+                    largest[card_name] = name
 
         predicted(program)
+    print("  the largest that fits: " + ", ".join(f"{name} on {card}" for card, name in largest.items()))
 
 
 def main() -> None:

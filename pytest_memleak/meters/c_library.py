@@ -2,8 +2,8 @@
 
 glibc's `malloc_trim` gives back whatever lies between blocks that are used, but what comes after the last one (the
 *top*) in the arena alone that the process has begun with. Each thread has an arena of its own, and so has the main one
-from the first request on that was refused. Tens of MiB can be kept there: a base that was read with them is too high,
-and what uses them again looks like nothing. A thread reaches its own arena only, so that others' tops stay.
+from a request on that was refused. Tens of MiB can be kept there: a base that was read with them is too high, and what
+uses them again looks like nothing. A thread reaches its own arena only, so that others' tops stay.
 """
 
 from __future__ import annotations
@@ -11,75 +11,66 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 from collections.abc import Iterator
 from ctypes import PyDLL, c_size_t, c_ssize_t, c_void_p
-from typing import NamedTuple
 
 _BLOCK = 60 << 10
-"""Less is kept apart for each size, and more might be mapped from the system by itself: its threshold is often 64 KiB,
-and freeing what is mapped moves that."""
-_MOST = 128 << 20
-"""A top has 64 MiB at most; free blocks of the size are used before it."""
+"""Less is kept apart for each size. More might be mapped by itself, and freeing what is mapped moves the threshold for
+that, which is 128 KiB at first."""
 _MANY = 32
-"""Blocks that are asked for before a look whether the top was enough for them: it walks over all that is free."""
-
-
-class _Info(ctypes.Structure):
-    """As mallinfo2(3) has it: what all arenas have of the system, and what of that is used."""
-
-    _fields_ = [
-        ("arena", c_size_t),
-        *((name, c_size_t) for name in ("ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
-        ("uordblks", c_size_t),
-        *((name, c_size_t) for name in ("fordblks", "keepcost")),
-    ]
-
-
-class _Size(NamedTuple):
-    arenas: int
-    used: int
+"""Blocks that are asked for before a look whether the top was enough for them."""
+_ROUND = _MANY * _BLOCK
+_MOST = 1 << 30
+"""Free blocks are used before the top, which has 64 MiB at most."""
 
 
 class _Arenas:
-    """glibc's, since 2.33."""
+    """glibc's. Whatever else there is just lends some blocks."""
 
     def __init__(self) -> None:
-        library = PyDLL(None)  # with the GIL: no other Python thread comes between these
-        self._malloc, self._free, self._sbrk, self._info = library.malloc, library.free, library.sbrk, library.mallinfo2
+        library = PyDLL(None)
+        self._malloc, self._free, self._sbrk = library.malloc, library.free, library.sbrk
         self._malloc.argtypes, self._malloc.restype = [c_size_t], c_void_p
         self._free.argtypes, self._free.restype = [c_void_p], None
         self._sbrk.argtypes, self._sbrk.restype = [c_ssize_t], c_void_p
-        self._info.restype = _Info
+        with open("/proc/self/stat", "rb") as stat:
+            # proc(5): start_brk is the 47th; the name before the third may contain anything.
+            self._data_begins = int(stat.read().rpartition(b")")[2].split()[44])
 
     def is_the_first(self) -> bool:
-        """Whether this thread has the arena that ends where the process's data does."""
-        block = self._malloc(_BLOCK) or 0
+        """Whether this thread has the arena that lies where the process's data ends."""
+        block = self._malloc(_BLOCK)
         self._free(block)
-        return bool(block < (self._sbrk(0) or 0))
+        return block is None or self._data_begins <= block < (self._sbrk(0) or 0)
 
     @contextlib.contextmanager
     def top_closed(self) -> Iterator[None]:
         """Until the end the top lies between blocks that are used: somebody has the end of it."""
-        before = self._size()
-        blocks = self._more(1)
+        blocks: list[int] = []
         try:
-            # Else malloc is another library's, or asks the system for each block.
-            if self._size().used >= before.used + _BLOCK:
-                while self._size().arenas == before.arenas and len(blocks) * _BLOCK < _MOST:
-                    blocks += self._more(_MANY)
+            more, grown = True, 0
+            # It is used up when an arena grows by what was asked for. Less may be another thread's, or a part of this,
+            # and more the stack of a new one.
+            while more and not _ROUND // 2 <= grown < 2 * _ROUND and len(blocks) * _BLOCK < _MOST:
+                before = _writable()
+                more = self._ask_for(blocks)
+                grown = _writable() - before
+            blocks.reverse()
             while len(blocks) > 1:
-                self._free(blocks.pop(0))
+                self._free(blocks.pop())
             yield
         finally:
             for block in blocks:
                 self._free(block)
 
-    def _more(self, count: int) -> list[int]:
-        return [self._malloc(_BLOCK) for _ in range(count)]
-
-    def _size(self) -> _Size:
-        info = self._info()
-        return _Size(info.arena, info.uordblks)
+    def _ask_for(self, blocks: list[int]) -> bool:
+        """Some more of them; False if no more can be had."""
+        for _ in range(_MANY):
+            if (block := self._malloc(_BLOCK)) is None:
+                return False
+            blocks.append(block)
+        return True
 
 
 def give_back() -> None:
@@ -95,11 +86,17 @@ def gives_back() -> bool:
     return _malloc_trim() is not None
 
 
+def _writable() -> int:
+    """Bytes that the process may write, whether or not it has touched them."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @functools.cache
 def _arenas() -> _Arenas | None:
     try:
         return _Arenas()
-    except AttributeError:
+    except (AttributeError, OSError, ValueError, IndexError):
         return None
 
 

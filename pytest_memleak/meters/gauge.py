@@ -46,7 +46,8 @@ class Gauge(Protocol):
         """The last window has closed: switch it off."""
 
     def give_back(self) -> None:
-        """A base is about to be taken: let go of what is free and kept for later. Used again, it would be no growth."""
+        """A base is about to be taken: let go of what is free and kept for later. Used again, it would be no growth.
+        What that takes for a moment is no peak: whoever wants the one before asks first."""
 
     def one_look(self) -> contextlib.AbstractContextManager[None]:
         """What is asked until the end is of one moment, so that the gauge need not look for each question."""
@@ -174,8 +175,8 @@ class Window:
                 self._shared.gauge.begin()
             self._shared._open += 1
             with self._shared.gauge.one_look():
-                self._shared.gauge.give_back()
                 self._shared.fold()
+                self._shared.gauge.give_back()
                 self._base = dict(self._shared.gauge.now())
                 self._unseen_before = self._shared.gauge.unseen()
             self._refusals = self._shared.gauge.refusals()
@@ -195,8 +196,8 @@ class Window:
     def resume(self) -> bool:
         """Goes on; what was allocated or released in the pause belongs to the base. True if that is anything."""
         with self._shared._lock, self._shared.gauge.one_look():
-            self._shared.gauge.give_back()
             self._shared.fold()
+            self._shared.gauge.give_back()
             now = self._shared.gauge.now()
             changed = dict(now) != dict(self._paused_at) or self._shared.gauge.unseen() != self._unseen_at_pause
             for kind, level in now.items():

@@ -65,9 +65,10 @@ class HostMemory(PlainGauge):
         self._sampler.end()
 
     def give_back(self) -> None:
-        # The growth would depend on what ran before. It takes no time where nothing can be given back, and a tenth of a
-        # second where very much is.
+        # The growth would depend on what ran before. It takes no time where nothing can be given back, and some tenths
+        # of a second where very much is.
         c_library.give_back()
+        self._sampler.take_peak()
 
     def now(self) -> Levels:
         return {COMMITTED: committed()}
@@ -125,8 +126,11 @@ class _PythonSampler:
     how = f"sampled every {PYTHON_PERIOD_MS} ms by a Python thread, which code that keeps the GIL delays"
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = (
+            threading.Lock()
+        )  # held for no call: a fork, or a finalizer that reads as well, would wait for ever
         self._peak = 0
+        self._look = 0
         self._stop: threading.Event | None = None
 
     def begin(self) -> None:
@@ -138,18 +142,23 @@ class _PythonSampler:
             self._stop.set()
 
     def take_peak(self) -> int:
+        now = committed()
         with self._lock:
-            now = committed()
-            peak, self._peak = max(self._peak, now), now
-            return peak
+            peak, self._peak = self._peak, now
+            self._look += 1
+        return max(peak, now)
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(PYTHON_PERIOD_MS / 1000):
             self._sample()
 
     def _sample(self) -> None:
-        with self._lock:  # or a level could be read before a peak is taken, and count after it
-            self._peak = max(self._peak, committed())
+        look = self._look
+        level = committed()
+        with self._lock:
+            # One that was read before a look and comes after it is of a time that has been told already.
+            if look == self._look and level > self._peak:
+                self._peak = level
 
 
 def _choose() -> tuple[_Sampler, str | None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -91,15 +94,39 @@ def test_a_level_read_before_a_peak_is_taken_does_not_count_after_it(monkeypatch
 
     monkeypatch.setattr(host, "committed", level)
     sampling = threading.Thread(target=sampler._sample)
-    taking = threading.Thread(target=sampler.take_peak)
     sampling.start()
     assert reading.wait(20)
-    taking.start()
-    taking.join(0.2)  # it has to wait
+    sampler.take_peak()
     go.set()
     sampling.join()
-    taking.join()
     assert sampler.take_peak() == 10
+
+
+_NATIVE = """
+#include "host_sampler.cpp"
+
+int main() {
+  const uint64_t before = look_of(highest.load());
+  memleak_host_take_peak();
+  const uint64_t most = uint64_t{1} << 30;
+  raise_to(most, before);
+  const bool late = memleak_host_take_peak() >= in_bytes(most);
+  raise_to(most, look_of(highest.load()));
+  const bool in_time = memleak_host_take_peak() == in_bytes(most);
+  return late ? 1 : in_time ? 0 : 2;
+}
+"""
+
+
+def test_nor_does_one_that_native_code_has_read(tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    (tmp_path / "late.cpp").write_text(_NATIVE)
+    sources = Path(native.__file__).parent
+    command = [compiler, "-std=c++17", "-pthread", f"-I{sources}", "-o", str(tmp_path / "late"), "late.cpp"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "late"], check=False).returncode == 0
 
 
 def test_the_growth_does_not_depend_on_what_was_freed_before(gauge: HostMemory) -> None:
