@@ -1,5 +1,5 @@
 """Takes apart what other repositories take from here, for linters that read one thing each: every script as a file of
-its own, and the template for GitLab as it is once its inputs are filled in.
+its own, and the templates for GitLab as they are once their inputs are filled in.
 
     python ci/parts.py FOLDER
 """
@@ -15,13 +15,15 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+GITLAB = ROOT / "ci" / "gitlab"
 _INPUT = re.compile(r"\$\[\[ inputs\.([\w-]+) \]\]")
 
 
 def main(folder: Path) -> None:
     scripts = dict(github_scripts())
-    jobs = gitlab()
-    scripts |= {f"gitlab-{part}": "\n".join(job[part]) for job in jobs.values() for part in ("script", "after_script")}
+    jobs = {name: job for path in GITLAB.glob("*.yml") for name, job in gitlab(path).items()}
+    for name, job in jobs.items():
+        scripts |= {f"gitlab-{name}-{part}": "\n".join(job[part]) for part in ("script", "after_script") if part in job}
     for name, script in scripts.items():
         (folder / f"{name}.sh").write_text(f"#!/bin/bash\n{script}", encoding="utf-8")
     (folder / "gitlab.json").write_text(json.dumps(jobs), encoding="utf-8")
@@ -37,10 +39,11 @@ def github_scripts() -> Any:
         yield from ((f"{name}-{number}", step["run"]) for number, step in enumerate(steps) if "run" in step)
 
 
-def gitlab() -> dict[str, Any]:
-    head, jobs = yaml.safe_load_all((ROOT / "ci" / "gitlab" / "memory.yml").read_text(encoding="utf-8"))
-    inputs = {name: declared.get("default", "") for name, declared in head["spec"]["inputs"].items()}
-    found: dict[str, Any] = filled(jobs, inputs)
+def gitlab(template: Path, **inputs: Any) -> dict[str, Any]:
+    """The template's jobs; an input that is not given has its default, and nothing if that is none."""
+    head, jobs = yaml.safe_load_all(template.read_text(encoding="utf-8"))
+    known = {name: (declared or {}).get("default", "") for name, declared in head["spec"]["inputs"].items()}
+    found: dict[str, Any] = filled(jobs, known | inputs)
     return found
 
 

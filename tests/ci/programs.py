@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 _FOREIGN = ("CI_", "GH_", "GITHUB_", "MEMLEAK_", "PYTEST_", "RUNNER_")
 _PYTHON = """#!/bin/sh
 if [ "$1 $2 $3" = "-m pip install" ]; then shift 3; printf '%s\\n' "$*" >>"{installed}"; exit 0; fi
-if [ "$1 $2" = "-m pytest" ] && [ -e "{instead}" ]; then shift 2; exec "{python}" "{instead}" "$@"; fi
+if [ "$1 $2" = "-m pytest" ] && [ -e "{pytest}" ]; then shift 2; exec "{python}" "{pytest}" "$@"; fi
+if [ "$1 $2" = "-m pytest_memleak" ] && [ -e "{memleak}" ]; then shift 2; exec "{python}" "{memleak}" "$@"; fi
 exec "{python}" "$@"
 """
 _STAND_IN = """#!/bin/sh
@@ -21,16 +22,21 @@ exec "{python}" "{program}" "{state}" "$@"
 """
 
 
+def shown_of_the_sample() -> str:
+    """How the summary of fixtures/downstream begins, as docs/ci.md has it."""
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    return page.partition("<!-- the summary of fixtures/downstream -->")[2].partition("<!-- until here -->")[0].strip()
+
+
 class Programs:
     """``python`` is the one that runs the tests; what it would install is written down."""
 
     def __init__(self, machine: Path) -> None:
         self._machine = machine
-        self._instead = machine / "pytest.py"
+        self._pytest, self._memleak = machine / "pytest.py", machine / "memleak.py"
         (machine / "bin").mkdir(parents=True)
-        self._write(
-            "python", _PYTHON.format(installed=machine / "installed", instead=self._instead, python=sys.executable)
-        )
+        paths = {"installed": machine / "installed", "pytest": self._pytest, "memleak": self._memleak}
+        self._write("python", _PYTHON.format(**paths, python=sys.executable))
 
     def _write(self, name: str, text: str) -> None:
         path = self._machine / "bin" / name
@@ -46,7 +52,13 @@ class Programs:
         (self._machine / "bin" / name).unlink()
 
     def instead_of_pytest(self, program: str) -> None:
-        self._instead.write_text(program)
+        self._pytest.write_text(program)
+
+    def real_pytest(self) -> None:
+        self._pytest.unlink(missing_ok=True)
+
+    def instead_of_memleak(self, program: str) -> None:
+        self._memleak.write_text(program)
 
     def pytest_comes_to(self, results: dict[str, Any], status: int) -> None:
         """It writes these, and its arguments into a file ``told``."""

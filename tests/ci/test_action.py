@@ -11,7 +11,7 @@ import torch
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.report.json_file import document
 from tests.ci.composite import Composite
-from tests.ci.programs import ROOT
+from tests.ci.programs import ROOT, shown_of_the_sample
 from tests.report.test_markdown import RUN
 
 MARKER = "<!-- pytest-memleak: CI / memory -->"
@@ -47,7 +47,8 @@ def test_broken_promises_are_in_the_summary_at_their_lines_and_in_one_comment(jo
     assert ran.status == 1, ran.output
     assert job.programs.installed == ["torch --index-url a b", "-e .", f"{ROOT}[html]"]
 
-    assert "### Memory: 3 failed, 2 passed" in ran.summary
+    assert "### Memory: 3 failed, 2 passed" in shown_of_the_sample()
+    assert ran.summary.startswith(shown_of_the_sample())
     rows = {
         line.split("<code>")[1].split("</code>")[0]: line for line in ran.summary.splitlines() if "| <code>" in line
     }
@@ -72,6 +73,9 @@ def test_broken_promises_are_in_the_summary_at_their_lines_and_in_one_comment(jo
             f"::error file=tinytrain/__init__.py,line={copied}",
         ]
     )
+    page_of_docs = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    for place in (f"{TESTS}:{marker}", f"{TESTS}:{leak}", f"tinytrain/__init__.py:{copied}"):
+        assert f"`{place}`" in page_of_docs
 
     page = "[The page with every test](https://host.invalid/artifacts/1)"
     assert page in ran.summary

@@ -1,25 +1,28 @@
-"""The template for GitLab: its scripts, with a host that is not there."""
+"""The templates for GitLab: their scripts, with a host that is not there."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pytest_memleak.records.collected import Collected
 from pytest_memleak.records.record import TestRecord
 from pytest_memleak.report.json_file import document
-from tests.ci.programs import ROOT, Programs
+from tests.ci.programs import ROOT, Programs, shown_of_the_sample
 from tests.report.test_markdown import OVER, PEAK, RUN
 
 parts: Any = importlib.import_module("ci.parts")  # as loose as a script
 TEMPLATE = ROOT / "ci" / "gitlab" / "memory.yml"
+RELEASES = ROOT / "ci" / "gitlab" / "releases.yml"
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 MARKER = "<!-- pytest-memleak: memory -->"
 
@@ -90,13 +93,13 @@ def expanded(variables: dict[str, Any], known: dict[str, str]) -> dict[str, str]
     return {name: value(one) for name, one in whole.items()}
 
 
-def template(inputs: dict[str, Any]) -> dict[str, Any]:
-    head, jobs = yaml.safe_load_all(TEMPLATE.read_text(encoding="utf-8"))
+def template(inputs: dict[str, Any], path: Path = TEMPLATE) -> dict[str, Any]:
+    _, jobs = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     for part in ("script", "after_script"):
-        assert not any("$[[" in script for script in jobs["$[[ inputs.job ]]"][part]), "what is pasted in is run"
-    known = {name: declared.get("default", "") for name, declared in head["spec"]["inputs"].items()}
+        scripts = jobs["$[[ inputs.job ]]"].get(part, ())
+        assert not any("$[[" in script for script in scripts), "what is pasted in is run"
     job: dict[str, Any]
-    (job,) = parts.filled(jobs, known | inputs).values()
+    (job,) = parts.gitlab(path, **inputs).values()
     return job
 
 
@@ -132,6 +135,20 @@ def test_the_note_is_written_once_and_kept_up_to_date(job: Job) -> None:
     assert left == {"memleak.json", "note.md"}, "answers of the host are no artifacts"
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="no card is simulated beside a real one")
+def test_the_sample_s_broken_promises_are_in_the_note(job: Job) -> None:
+    """Its own tests run, as in the action."""
+    pytest.importorskip("plotly")
+    shutil.copytree(ROOT / "fixtures" / "downstream", job.folder, dirs_exist_ok=True)
+    job.programs.real_pytest()
+    status, said = job.run(baseline="memleak-baseline.txt", args="-p no:cacheprovider")
+    assert status == 1, said
+    (note,) = job.hub["notes"]
+    assert note["body"].startswith(f"{MARKER}\n{shown_of_the_sample()}")
+    left = {file.name for file in (job.folder / "memleak-results").iterdir()}
+    assert left == {"memleak.html", "memleak.json", "junit.xml", "note.md"}
+
+
 def test_no_variable_is_put_into_an_input(job: Job) -> None:
     status, said = job.run(args="-k 'costs$5' ${CI_PROJECT_ID} $HOME", install="a$CI_PROJECT_ID", job="m$CI_PROJECT_ID")
     assert status == 1, said
@@ -158,10 +175,15 @@ def test_it_is_a_job_of_merge_requests_and_of_the_default_branch() -> None:
     assert template({"rules": mine})["rules"] == mine
 
 
-def test_the_page_names_every_input_and_has_the_job_s_rules() -> None:
+@pytest.mark.parametrize("path", [TEMPLATE, RELEASES], ids=lambda path: path.stem)
+def test_the_page_names_every_input(path: Path) -> None:
     page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
-    head, _ = yaml.safe_load_all(TEMPLATE.read_text(encoding="utf-8"))
+    head, _ = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     assert set(head["spec"]["inputs"]) <= set(re.findall(r"`([\w-]+)`", page))
+
+
+def test_the_page_has_the_job_s_rules() -> None:
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
     (shown,) = (block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "gitlab/memory.yml" in block)
     assert yaml.safe_load(shown)["workflow"]["rules"] == template({})["rules"]
 
@@ -212,3 +234,42 @@ def test_artifacts_are_where_the_script_puts_them() -> None:
     assert job["artifacts"]["when"] == "always"
     assert '--junitxml="$results/junit.xml"' in job["script"][0]
     assert job["artifacts"]["reports"]["junit"] == "memleak-results/junit.xml"
+
+
+def test_releases_are_tried_as_they_were_written_when_it_is_time(tmp_path: Path) -> None:
+    programs = Programs(tmp_path / "machine")
+    programs.instead_of_memleak(
+        "import pathlib, sys; pathlib.Path('told').write_text('\\n'.join(sys.argv[1:])); sys.exit(3)"
+    )
+    job = template(
+        {
+            "vary": "transformers>=5.3,<5.7\n\naccelerate==1,2\n",
+            "tests": "t.py -k 'c \"d\"' $(touch bad) $CI",
+            "options": "--minors --with 'a b'",
+            "install": "torch 'a b'\n-e .",
+            "package": "memleak[matrix]",
+        },
+        RELEASES,
+    )
+    assert job["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]
+    environment = programs.environment() | {"CI_PROJECT_DIR": str(tmp_path)}
+    (script,) = job["script"]
+    environment |= expanded(job["variables"], environment)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == 3, "memleak's own"
+    assert programs.installed == ["torch a b", "-e .", "memleak[matrix]"]
+    command, *told = (tmp_path / "told").read_text().splitlines()
+    assert command == "matrix"
+    assert told[:4] == [
+        "--json",
+        f"{tmp_path}/memleak-releases/releases.json",
+        "--markdown",
+        f"{tmp_path}/memleak-releases/releases.md",
+    ]
+    at = told.index("--")
+    assert told[4:at] == [
+        *("--vary", "transformers>=5.3,<5.7", "--vary", "accelerate==1,2"),
+        *("--minors", "--with", "a b"),
+    ]
+    assert told[at + 1 :] == ["t.py", "-k", 'c "d"', "$(touch", "bad)", "$CI"]
+    assert not (tmp_path / "bad").exists()

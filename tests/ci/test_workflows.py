@@ -162,3 +162,13 @@ def test_releases_are_tried_as_they_were_written(tmp_path: Path) -> None:
     assert told[told.index("--") + 1 :] == ["t.py", "-k", 'c "d"', "$(touch", "bad)"]
     assert summary.read_text() == "the table\n"
     assert not (tmp_path / "bad").exists()
+
+
+def test_this_repository_is_checked_with_each_change_and_its_cases_once_a_week() -> None:
+    data = loaded(ROOT / ".github" / "workflows" / "ci.yml")
+    assert {"pull_request", "push", "schedule"} <= set(data[True])
+    scripts = {name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in data["jobs"].items()}
+    assert "bash .ci/run" in scripts["check"]
+    assert "actionlint@v" in scripts["check"]
+    assert "memleak matrix" in scripts["releases"]
+    assert "'schedule'" in data["jobs"]["releases"]["if"]
