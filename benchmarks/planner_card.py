@@ -201,9 +201,9 @@ def by_hand(
     wanted = [one for one in plans if planner.estimate(one).peak < HOPELESS * CAP]
     # The likely ones first, in case time runs out.
     wanted.sort(key=planner.seconds)
-    begin = min(options.skip, len(wanted))
+    skipped = min(max(0, options.skip), len(wanted))
     rows: list[dict[str, Any]] = []
-    for one in wanted[begin:]:
+    for one in wanted[skipped:]:
         if time.monotonic() - begun > options.seconds:
             break
         estimate = planner.estimate(one).peak
@@ -213,7 +213,7 @@ def by_hand(
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
     ran = [row for row in rows if "seconds" in row]
-    tried = f"{begin} skipped, {len(rows)} tried, {len(ran)} ran"
+    tried = f"{skipped} skipped, {len(rows)} tried, {len(ran)} ran"
     print(f"{len(plans)} plans in the grid, {len(wanted)} not hopeless, {tried}")
     best = sorted(ran, key=lambda row: row["seconds"])[:BEST]
     decided(planner, {**ours, **{f"by hand {n}": Plan(**row["plan"]) for n, row in enumerate(best, start=1)}}, batches)
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=7, help="of the grid: the model has 28 blocks")
     parser.add_argument("--seconds", type=float, default=240, help="for the grid: no other plan is begun afterwards")
     parser.add_argument(
-        "--skip", type=int, default=0, help="so many of the grid, the likely ones, which ran before; and no race"
+        "--skip", type=int, default=0, help="so many of the grid, the likely ones by this run's order; and no race"
     )
     parser.add_argument("--no-grid", dest="grid", action="store_false")
     parser.add_argument("--json", type=Path, help="a file to write the grid to")

@@ -167,7 +167,7 @@ def llamas() -> None:
     largest: dict[str, str] = {}
     for name, (width, between, blocks, heads, keys) in LLAMAS.items():
         config = LlamaConfig(
-            vocab_size=128256 if "405B" in name else 32000,
+            vocab_size=128256 if name == "405B" else 32000,
             hidden_size=width,
             intermediate_size=between,
             num_hidden_layers=blocks,

@@ -1,9 +1,9 @@
 """What the C library keeps of memory that nobody uses any more, given back to the system.
 
-glibc's `malloc_trim` gives back whatever lies between blocks that are used, but what comes after the last one (the
-*top*) in the arena alone that the process has begun with. Each thread has an arena of its own, and so has the main one
-from a request on that was refused. Tens of MiB can be kept there: a base that was read with them is too high, and what
-uses them again looks like nothing. A thread reaches its own arena only, so that others' tops stay.
+glibc's `malloc_trim` gives back whatever lies between blocks that are used; but the *top*, which comes after the last
+of them, only in the arena that the process began with. Threads have arenas of their own, and the main thread gets
+another one when a request of its is refused. Tens of MiB can be kept in such a top: a base that was read with them is
+too high, and what uses them again looks like nothing. A thread reaches its own arena only, so that others' tops stay.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from collections.abc import Iterator
 from ctypes import PyDLL, c_size_t, c_ssize_t, c_void_p
 
 _BLOCK = 60 << 10
-"""Less is kept apart for each size. More might be mapped by itself, and freeing what is mapped moves the threshold for
-that, which is 128 KiB at first."""
-_MANY = 32
-"""Blocks that are asked for before a look whether the top was enough for them."""
-_ROUND = _MANY * _BLOCK
+"""Smaller ones are kept in lists by size when they are freed. Larger ones might be mapped by themselves, and freeing
+these moves the threshold for that, which is 128 KiB at first."""
+_BLOCKS = 32
+"""So many are asked for before a look whether the top was enough for them."""
+_ROUND = _BLOCKS * _BLOCK
 _MOST = 1 << 30
-"""Free blocks are used before the top, which has 64 MiB at most."""
+"""No more is asked for. Free blocks are used before the top, which has 64 MiB at most."""
 
 
 class _Arenas:
-    """glibc's. Whatever else there is just lends some blocks."""
+    """glibc's, if malloc is."""
 
     def __init__(self) -> None:
         library = PyDLL(None)
+        if _address(library.malloc) != _address(PyDLL("libc.so.6").malloc):
+            raise ValueError("malloc is another library's")
         self._malloc, self._free, self._sbrk = library.malloc, library.free, library.sbrk
         self._malloc.argtypes, self._malloc.restype = [c_size_t], c_void_p
         self._free.argtypes, self._free.restype = [c_void_p], None
@@ -38,8 +40,8 @@ class _Arenas:
             # proc(5): start_brk is the 47th; the name before the third may contain anything.
             self._data_begins = int(stat.read().rpartition(b")")[2].split()[44])
 
-    def is_the_first(self) -> bool:
-        """Whether this thread has the arena that lies where the process's data ends."""
+    def is_of_the_process(self) -> bool:
+        """Whether this thread has the arena that the process began with, where its data ends."""
         block = self._malloc(_BLOCK)
         self._free(block)
         return block is None or self._data_begins <= block < (self._sbrk(0) or 0)
@@ -50,9 +52,9 @@ class _Arenas:
         blocks: list[int] = []
         try:
             more, grown = True, 0
-            # It is used up when an arena grows by what was asked for. Less may be another thread's, or a part of this,
-            # and more the stack of a new one.
-            while more and not _ROUND // 2 <= grown < 2 * _ROUND and len(blocks) * _BLOCK < _MOST:
+            # It is used up when an arena grows by what was asked for. Less may be another thread's, the 1 MiB that
+            # Python asks for at a time, or a part of this; and more the stack of a new thread.
+            while more and not _ROUND * 3 // 4 <= grown < _ROUND * 2 and len(blocks) * _BLOCK < _MOST:
                 before = _writable()
                 more = self._ask_for(blocks)
                 grown = _writable() - before
@@ -66,7 +68,7 @@ class _Arenas:
 
     def _ask_for(self, blocks: list[int]) -> bool:
         """Some more of them; False if no more can be had."""
-        for _ in range(_MANY):
+        for _ in range(_BLOCKS):
             if (block := self._malloc(_BLOCK)) is None:
                 return False
             blocks.append(block)
@@ -75,9 +77,10 @@ class _Arenas:
 
 def give_back() -> None:
     if trim := _malloc_trim():
-        trim(0)
         arenas = _arenas()
-        if arenas is not None and not arenas.is_the_first():
+        if arenas is None or arenas.is_of_the_process():
+            trim(0)
+        else:
             with arenas.top_closed():
                 trim(0)
 
@@ -101,4 +104,13 @@ def _arenas() -> _Arenas | None:
 
 
 def _malloc_trim() -> ctypes._NamedFuncPointer | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return getattr(_library(), "malloc_trim", None)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # without the GIL, since it may take a while
+
+
+def _address(function: ctypes._NamedFuncPointer) -> int | None:
+    return ctypes.cast(function, c_void_p).value

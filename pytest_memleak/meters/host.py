@@ -65,8 +65,8 @@ class HostMemory(PlainGauge):
         self._sampler.end()
 
     def give_back(self) -> None:
-        # The growth would depend on what ran before. It takes no time where nothing can be given back, and some tenths
-        # of a second where very much is.
+        # The growth would depend on what ran before. It takes no time where nothing can be given back, some
+        # milliseconds in a thread with an arena of its own, and tenths of a second where very much is.
         c_library.give_back()
         self._sampler.take_peak()
 
@@ -126,9 +126,9 @@ class _PythonSampler:
     how = f"sampled every {PYTHON_PERIOD_MS} ms by a Python thread, which code that keeps the GIL delays"
 
     def __init__(self) -> None:
-        self._lock = (
-            threading.Lock()
-        )  # held for no call: a fork, or a finalizer that reads as well, would wait for ever
+        self._lock = threading.Lock()
+        """No call is made while it is held: in a child that is forked then it would stay locked, and a finalizer that
+        reads as well would wait for itself."""
         self._peak = 0
         self._look = 0
         self._stop: threading.Event | None = None

@@ -47,6 +47,7 @@ class Fed(PlainGauge):
     def give_back(self) -> None:
         self.level -= self.kept
         self.kept = 0
+        self.highest = self.level  # what that takes for a moment is no peak
 
     def unseen(self) -> int:
         return self.foreign
@@ -180,6 +181,20 @@ def test_window_inside_a_window_hides_nothing() -> None:
     fed.go(30, 10)
     assert inner.close().peak["allocated"] == 30
     assert outer.close().peak["allocated"] == 80
+
+
+def test_a_window_that_pauses_within_another_hides_nothing() -> None:
+    fed = Fed()
+    shared = SharedGauge(fed)
+    outer, inner = shared.window(), shared.window()
+    outer.open()
+    inner.open()
+    fed.go(80, 10)
+    inner.pause()
+    assert outer.read().peak["allocated"] == 80
+    fed.go(90, 10)
+    inner.resume()
+    assert outer.read().peak["allocated"] == 90
 
 
 def test_read_leaves_the_window_open() -> None:

@@ -118,7 +118,7 @@ int main() {
 """
 
 
-def test_nor_does_one_that_native_code_has_read(tmp_path: Path) -> None:
+def test_a_native_sample_read_before_a_peak_is_taken_does_not_count_after_it(tmp_path: Path) -> None:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
